@@ -1,0 +1,1 @@
+"""Configuration: the schema, the TOML reader, command-line overrides, and the checks."""
