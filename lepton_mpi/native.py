@@ -1,0 +1,128 @@
+"""Typed door to the C++ extension; the one place that knows if a part of it is missing.
+
+Loading an extension that was built for another MPI than mpi4py's would bring a second MPI
+library into the process, which crashes at its first call. What the extension was built for is
+therefore read from the file that the build leaves beside it, before the extension is loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+from pathlib import Path
+
+from lepton_mpi import __version__
+from lepton_mpi.errors import NativeError
+from lepton_mpi.runtime.mpi import MPI, mpi_library
+
+PACKAGE_DIR = Path(__file__).resolve().parent
+# How the version texts of the libraries with MPICH's ABI begin (https://www.mpich.org/abi/).
+_MPICH_ABI = re.compile(r"MPICH|Intel\(R\) MPI|MVAPICH|MPI VERSION\s*: CRAY MPICH")
+_REBUILD = (
+    "Rebuild for the MPI you start with: `make setup MPI=openmpi` (or mpich, system) in the source tree, or "
+    "`MPICC=/path/to/mpicc pip install --no-build-isolation --force-reinstall --no-deps .`"
+)
+
+
+def mpi_family(library_version: str) -> str:
+    """Return the family whose binary interface an MPI library has: openmpi, mpich or other. Local.
+
+    Args:
+        library_version: text of MPI_Get_library_version.
+    """
+    if library_version.startswith("Open MPI"):
+        return "openmpi"
+    return "mpich" if _MPICH_ABI.match(library_version) else "other"
+
+
+def is_loaded(soname: str) -> bool:
+    """Return whether this process holds a shared library of that name already. Local."""
+    try:
+        ctypes.CDLL(soname, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    except OSError:
+        return False
+    return True
+
+
+def check_build(package_dir: Path) -> None:
+    """Refuse an extension that is missing or built for another MPI or version. Local; does not load it.
+
+    Args:
+        package_dir: folder of the extension and of its `_native_build.json`.
+
+    Raises:
+        NativeError: not built, built from another version of lepton_mpi, or for another MPI.
+    """
+    try:
+        build: dict[str, str] = json.loads((package_dir / "_native_build.json").read_text())
+    except FileNotFoundError:
+        raise NativeError(
+            f"the C++ extension is not built: no _native_build.json in {package_dir}. Running from the source tree? "
+            "Build it with `make setup`, or `pip install --no-build-isolation --no-deps -e .` in your environment"
+        ) from None
+    if build["version"] != __version__:
+        raise NativeError(
+            f"the C++ extension in {package_dir} is of lepton_mpi {build['version']}, but the package is {__version__}. {_REBUILD}"
+        )
+    running = mpi_family(MPI.Get_library_version())
+    if build["mpi_family"] != running or not is_loaded(build["mpi_soname"]):
+        raise NativeError(
+            f"the C++ extension was built for {build['mpi_family']} ({build['mpi_soname']}, by {build['mpicc']}), but mpi4py runs "
+            f"on {running} ({mpi_library()}); loading both into one process would crash. {_REBUILD}"
+        )
+
+
+def kernel_source_dirs(package_dir: Path = PACKAGE_DIR) -> tuple[Path, Path]:
+    """Return the folder of the CUDA sources and the include folder of their headers. Local.
+
+    An installed package carries them in `_kernels/`; in a source tree (an editable install) there is
+    no such folder, and they are the tree's own `kernels/`.
+
+    Raises:
+        NativeError: neither place has them.
+    """
+    for root in (package_dir / "_kernels", package_dir.parent / "kernels"):
+        if (root / "cuda").is_dir() and (root / "include").is_dir():
+            return root / "cuda", root / "include"
+    raise NativeError(
+        f"no CUDA sources in {package_dir / '_kernels'} nor {package_dir.parent / 'kernels'}: the installation is incomplete. "
+        "Reinstall lepton_mpi"
+    )
+
+
+check_build(PACKAGE_DIR)
+
+try:
+    from lepton_mpi._native import (
+        Exchange,
+        Segment,
+        adamw_update,
+        codec_block_values,
+        codec_decode,
+        codec_encode,
+        codec_encoded_nbytes,
+        mpi_library_version,
+        sgd_update,
+        sum_of_squares,
+    )
+except ImportError as error:
+    raise NativeError(f"the C++ extension in {PACKAGE_DIR} does not load into this Python: {error}. {_REBUILD}") from error
+
+__all__ = [
+    "Exchange",
+    "Segment",
+    "adamw_update",
+    "check_build",
+    "codec_block_values",
+    "codec_decode",
+    "codec_encode",
+    "codec_encoded_nbytes",
+    "is_loaded",
+    "kernel_source_dirs",
+    "mpi_family",
+    "mpi_library_version",
+    "sgd_update",
+    "sum_of_squares",
+]

@@ -1,0 +1,1 @@
+"""Operations on NumPy and CuPy arrays, one file each: shape check, reference, fast path, backward."""

@@ -1,0 +1,69 @@
+"""Linear map of rows, y = x W^T + b. Dims: B batch, I inputs, O outputs."""
+
+from __future__ import annotations
+
+from lepton_mpi.ops.array_module import Array, array_module
+from lepton_mpi.ops.checks import check_shape
+
+
+def linear(x: Array, W: Array, b: Array | None = None) -> Array:
+    """Return x W^T + b. Local.
+
+    Args:
+        x: [B, I]; B may be 0.
+        W: [O, I].
+        b: [O], or None.
+
+    Returns:
+        A new array [B, O].
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    check_shape("W", W, (None, None))
+    check_shape("x", x, (None, W.shape[1]))
+    y: Array = array_module(x).matmul(x, W.T)
+    if b is not None:
+        check_shape("b", b, (W.shape[0],))
+        y += b
+    return y
+
+
+def linear_backward_input(dy: Array, W: Array) -> Array:
+    """Return dx = dy W. Local.
+
+    Args:
+        dy: [B, O].
+        W: [O, I].
+
+    Returns:
+        A new array [B, I].
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    check_shape("W", W, (None, None))
+    check_shape("dy", dy, (None, W.shape[0]))
+    dx: Array = array_module(dy).matmul(dy, W)
+    return dx
+
+
+def linear_backward_weight(dy: Array, x: Array, dW: Array, db: Array | None = None) -> None:
+    """Add dy^T x to dW and the column sums of dy to db. Local.
+
+    Args:
+        dy: [B, O]; B may be 0.
+        x: [B, I], the input of the forward pass.
+        dW: [O, I]; the caller's, added to (a view into the gradient buffer).
+        db: [O], or None; the caller's, added to.
+
+    Raises:
+        ValueError: the shapes do not fit.
+    """
+    check_shape("dy", dy, (None, None))
+    check_shape("x", x, (dy.shape[0], None))
+    check_shape("dW", dW, (dy.shape[1], x.shape[1]))
+    dW += array_module(dy).matmul(dy.T, x)
+    if db is not None:
+        check_shape("db", db, (dy.shape[1],))
+        db += dy.sum(axis=0)

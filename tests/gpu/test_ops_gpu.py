@@ -1,0 +1,105 @@
+"""Operations on CuPy arrays against the same operations on NumPy arrays."""
+
+import numpy as np
+import pytest
+
+from lepton_mpi.ops.adamw_update import adamw_update
+from lepton_mpi.ops.array_module import array_module
+from lepton_mpi.ops.bias_relu import bias_relu
+from lepton_mpi.ops.linear import linear, linear_backward_input, linear_backward_weight
+from lepton_mpi.ops.relu import relu, relu_backward
+from lepton_mpi.ops.sgd_update import sgd_update
+from lepton_mpi.ops.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_backward
+from lepton_mpi.ops.sum_of_squares import sum_of_squares
+
+cupy = pytest.importorskip("cupy", reason="needs CuPy")
+
+
+def has_gpu() -> bool:
+    try:
+        return bool(cupy.cuda.runtime.getDeviceCount() > 0)
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not has_gpu(), reason="needs a GPU")
+SIZES = [0, 1, 255, 257, 3_000_017]
+
+
+def normal(shape, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("has_momentum", [False, True])
+def test_sgd_same_bits_as_cpu(n, has_momentum):
+    host = [normal(n, seed) for seed in range(3)]
+    device = [cupy.asarray(array) for array in host]
+    for arrays in (host, device):
+        for _ in range(3):
+            buffer = arrays[2] if has_momentum else None
+            sgd_update(arrays[0], arrays[1], buffer, lr=0.03, momentum=0.9, weight_decay=0.01, grad_scale=0.37)
+    for received, expected in zip(device, host, strict=True):
+        np.testing.assert_array_equal(cupy.asnumpy(received), expected)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_adamw_same_bits_as_cpu(n):
+    host = [normal(n, 1), normal(n, 2), np.zeros(n, np.float32), np.zeros(n, np.float32)]
+    device = [cupy.asarray(array) for array in host]
+    for arrays in (host, device):
+        for step in range(1, 4):
+            adamw_update(*arrays, lr=1e-3, weight_decay=0.1, grad_scale=0.37, step=step)
+    for received, expected in zip(device, host, strict=True):
+        np.testing.assert_array_equal(cupy.asnumpy(received), expected)
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_sum_of_squares(n):
+    x = normal(n, 3)
+    assert sum_of_squares(cupy.asarray(x)) == pytest.approx(sum_of_squares(x), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (1, 1), (7, 5), (256, 1000)])
+def test_bias_relu_same_bits_as_cpu(shape):
+    y, b = normal(shape, 4), normal(shape[1], 5)
+    if y.size > 3:
+        y[-1, 2] = np.nan
+    received = cupy.asarray(y)
+    bias_relu(received, cupy.asarray(b))
+    bias_relu(y, b)
+    np.testing.assert_array_equal(cupy.asnumpy(received), y)
+
+
+@pytest.mark.parametrize("batch_size", [0, 1, 33])
+def test_layer_operations(batch_size):
+    x, W, b = normal((batch_size, 17), 6), normal((9, 17), 7), normal(9, 8)
+    labels = np.random.default_rng(9).integers(0, 9, batch_size)
+    results = []
+    for xp in (np, cupy):
+        on = [xp.asarray(array) for array in (x, W, b, labels)]
+        y = relu(linear(*on[:3]))
+        loss, probabilities = softmax_cross_entropy(y, on[3], 0.25)
+        dz = relu_backward(softmax_cross_entropy_backward(probabilities, on[3], 0.25), y)
+        dW, db = xp.ones_like(on[1]), xp.ones_like(on[2])
+        linear_backward_weight(dz, on[0], dW, db)
+        results.append([loss, *(cupy.asnumpy(array) for array in (y, probabilities, linear_backward_input(dz, on[1]), dW, db))])
+    for received, expected in zip(results[1], results[0], strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_device_arrays_are_told_from_host_arrays():
+    assert array_module(cupy.zeros(3)) is cupy
+    assert array_module(np.zeros(3)) is np
+
+
+def test_arrays_that_do_not_fit_a_kernel_are_refused():
+    y = cupy.zeros((4, 3), cupy.float32)
+    with pytest.raises(ValueError, match="b: expected a CuPy array"):
+        bias_relu(y, np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match="b: expected contiguous float32"):
+        bias_relu(y, cupy.zeros(3))
+    with pytest.raises(ValueError, match="y: expected contiguous float32"):
+        bias_relu(y.T, cupy.zeros(4, cupy.float32))
+    with pytest.raises(ValueError, match="grads: expected a CuPy array"):
+        sgd_update(y.reshape(-1), np.zeros(12, np.float32), None, lr=0.1)
