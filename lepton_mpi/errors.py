@@ -60,3 +60,9 @@ class NonFiniteError(LeptonError):
 
 class StallError(LeptonError):
     """A wait for other ranks lasted longer than allowed."""
+
+
+class SharedMemoryError(LeptonError):
+    """The ranks of a node cannot share as much memory as the model needs."""
+
+    exit_code = 2

@@ -119,7 +119,7 @@ class ReduceConfig:
     mode: str = key(
         "exact", "what travels between nodes: fp32, bf16, or 8-bit blocks with a scale; inside a node sums are exact", choices=("exact", "bf16", "int8")
     )
-    bucket_mib: float = key(4.0, "size of the pieces whose exchange starts while the backward pass still runs, MiB", low=0.001)
+    bucket_mib: float = key(4.0, "size of the pieces whose exchange starts while the backward pass still runs, MiB", low=0.001, high=1024.0)
     timeout_s: float = key(300.0, "give up when other ranks stay away this long, seconds", low=1.0)
 
 

@@ -13,12 +13,13 @@ import mpi4py
 mpi4py.rc.initialize = False
 mpi4py.rc.finalize = True
 
-from mpi4py import MPI  # noqa: E402
+from mpi4py import MPI as MPI  # noqa: E402
 
 from lepton_mpi.errors import GridError  # noqa: E402
 
 # What a launcher tells a process about the size of its job; the first that is set counts.
 _LAUNCHER_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
+_LAUNCHER_RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 
 
 def launched_ranks() -> int:
@@ -35,6 +36,15 @@ def launched_ranks() -> int:
         value = os.environ["SLURM_STEP_NUM_TASKS"]
         return int(value) if value.isdigit() else 1
     return 1
+
+
+def launched_rank() -> int:
+    """Return which rank the launcher says this process is (0 without a launcher). Local; for messages before MPI starts."""
+    for name in _LAUNCHER_RANK_VARIABLES:
+        value = os.environ.get(name, "")
+        if value.isdigit():
+            return int(value)
+    return 0
 
 
 def mpi_library() -> str:

@@ -1,0 +1,85 @@
+"""Sums over a communicator that end with the same bits on every rank.
+
+MPI does not promise that all ranks of an all-reduce receive equal bits, and replicas that
+differ by a bit drift apart. These sums are added in rank order by one rank an element.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_mpi.comm.contract import collective
+from lepton_mpi.runtime.mpi import MPI
+
+# Below this many bytes one message round beats two: everybody gathers everything. About the size
+# at which MPI libraries, too, leave their latency-bound algorithms.
+_GATHER_NBYTES = 32 * 1024
+
+
+@collective("comm")
+def sum_in_rank_order(comm: MPI.Intracomm, x: NDArray[Any]) -> NDArray[Any]:
+    """Return the sum of `x` over all ranks, added in rank order, with equal bits on every rank.
+
+    Collective over comm.
+
+    Args:
+        comm: the ranks that add up.
+        x: C-contiguous array of one shape and dtype on all ranks; not changed.
+
+    Returns:
+        A new array of that shape (`x` itself where comm has one rank).
+    """
+    size = comm.Get_size()
+    if size == 1 or x.size == 0:
+        return x
+    if x.nbytes * size <= _GATHER_NBYTES or x.size < size:
+        parts = np.empty((size, *x.shape), x.dtype)
+        comm.Allgather(x, parts)
+        return _add(parts)
+    bounds = [x.size * r // size for r in range(size + 1)]
+    counts, starts = np.diff(bounds).tolist(), bounds[:-1]
+    own = counts[comm.Get_rank()]
+    parts = np.empty((size, own), x.dtype)
+    comm.Alltoallv([x, counts, starts, _datatype(x)], [parts, [own] * size, [own * r for r in range(size)], _datatype(x)])
+    total = np.empty(x.shape, x.dtype)
+    comm.Allgatherv(_add(parts), [total, counts, starts, _datatype(x)])
+    return total
+
+
+@collective("comm")
+def gather_features(comm: MPI.Intracomm, x_BF: NDArray[Any], widths: list[int]) -> NDArray[Any]:
+    """Return the blocks of columns of all ranks side by side.
+
+    Collective over comm. The adjoint is `x_BF[:, own columns]`.
+
+    Args:
+        comm: ranks that hold a block of columns each.
+        x_BF: this rank's columns, shape [B, widths[rank]].
+        widths: the number of columns of each rank.
+
+    Returns:
+        Array [B, sum(widths)], equal on all ranks.
+    """
+    if comm.Get_size() == 1:
+        return x_BF
+    batch = x_BF.shape[0]
+    counts = [batch * width for width in widths]
+    flat = np.empty(sum(counts), x_BF.dtype)
+    comm.Allgatherv(np.ascontiguousarray(x_BF), [flat, counts, _datatype(x_BF)])
+    ends = np.cumsum(counts)[:-1]
+    blocks = [part.reshape(batch, width) for part, width in zip(np.split(flat, ends), widths, strict=True)]
+    return np.concatenate(blocks, axis=1)
+
+
+def _add(parts: NDArray[Any]) -> NDArray[Any]:
+    total = parts[0] + parts[1]
+    for part in parts[2:]:
+        total += part
+    return np.asarray(total)
+
+
+def _datatype(x: NDArray[Any]) -> MPI.Datatype:
+    return MPI._typedict[x.dtype.char]

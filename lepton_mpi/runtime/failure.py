@@ -1,0 +1,168 @@
+"""End a job with one message when a rank fails, and never leave the others waiting."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from lepton_mpi.errors import LeptonError
+from lepton_mpi.runtime.mpi import MPI
+
+# How long a failed rank waits for the others to fail alike before it ends the whole job. Errors
+# that all ranks raise come within milliseconds of each other; users wait for this message.
+_ALIKE_S = 2.0
+# How long a rank that saw a neighbour die waits for the launcher to end the job before it leaves.
+_LAUNCHER_S = 1.0
+
+
+class FailureReport:
+    """Say once for the whole job why it ended.
+
+    Attributes:
+        step: step this rank is in, for messages.
+    """
+
+    def __init__(self, rank: int) -> None:
+        """Start without a run folder: reports are then not yet shared between ranks."""
+        self.step: int | None = None
+        self._rank = rank
+        self._logs: Path | None = None
+
+    def set_logs(self, logs: Path) -> None:
+        """Name the folder of the log files, which all ranks share. Local; rank 0 must have called `clear` before."""
+        self._logs = logs
+
+    def clear(self, logs: Path) -> None:
+        """Forget the failure of an earlier run in the same folder. Local, on one rank."""
+        (logs / "failure.txt").unlink(missing_ok=True)
+
+    def say(self, text: str) -> None:
+        """Write the message to standard error and to `failure.txt`, unless another rank was first. Local."""
+        if self._claim(text):
+            sys.stderr.write(text.rstrip() + "\n")
+            sys.stderr.flush()
+
+    def describe(self, error: BaseException) -> str:
+        """Return one message for an error: where, what, and which log tells more. Local."""
+        place = f"rank {self._rank} on {socket.gethostname()}" + ("" if self.step is None else f", step {self.step}")
+        if isinstance(error, LeptonError):
+            text = f"lepton_mpi: {type(error).__name__}: {error} ({place})"
+        else:
+            text = f"lepton_mpi: {place} failed:\n" + "".join(traceback.format_exception(error)).rstrip()
+        return text if self._logs is None else f"{text}\nlog: {self.log_of(self._rank)}"
+
+    def log_of(self, rank: int) -> Path:
+        """Return the log file of a rank. Local."""
+        return (self._logs or Path()) / f"rank-{rank:04d}.log"
+
+    @property
+    def has_logs(self) -> bool:
+        """Whether the log folder is known."""
+        return self._logs is not None
+
+    def _claim(self, text: str) -> bool:
+        """Return whether this rank is the first to report."""
+        if self._logs is None:
+            return True
+        try:
+            with open(self._logs / "failure.txt", "x") as file:
+                file.write(text.rstrip() + "\n")
+        except FileExistsError:
+            return False
+        except OSError:
+            return True  # the folder is gone or full: better two messages than none
+        return True
+
+
+def end_with_error(comm: MPI.Intracomm, error: BaseException, report: FailureReport) -> int:
+    """Report an error and return the exit code, or end the job if only some ranks failed.
+
+    Called by every rank that failed; not by the others. If all ranks arrive, they failed alike,
+    one of them speaks, and MPI can end in order. Otherwise the others wait somewhere for this
+    rank, so the whole job is aborted.
+
+    Args:
+        comm: all ranks, a communicator used for nothing else.
+        error: what this rank raised.
+        report: where to say it.
+    """
+    code = error.exit_code if isinstance(error, LeptonError) else 130 if isinstance(error, KeyboardInterrupt) else 1
+    text = report.describe(error)
+    arrived = comm.Ibarrier()
+    deadline = time.monotonic() + _ALIKE_S
+    while not arrived.Test():
+        if time.monotonic() > deadline:
+            report.say(text)
+            comm.Abort(code)
+        time.sleep(0.01)
+    if comm.Get_rank() == 0:
+        report.say(text)
+    return code
+
+
+class PeerWatch:
+    """Notice within moments when another rank of this node dies, and end the job with one message.
+
+    A thread, since the main thread may be waiting inside MPI for the very rank that died.
+    """
+
+    def __init__(self, node: MPI.Intracomm, world_rank: int, report: FailureReport) -> None:
+        """Exchange process numbers and start watching.
+
+        Collective over node.
+
+        Args:
+            node: ranks of this node.
+            world_rank: this rank's number in the world, for messages.
+            report: where to say what happened.
+        """
+        self._report = report
+        self._wake_read, self._wake_write = os.pipe()
+        self._ranks: dict[int, tuple[int, int]] = {}
+        for rank, pid in node.allgather((world_rank, os.getpid())):
+            if pid == os.getpid():
+                continue
+            try:
+                self._ranks[os.pidfd_open(pid)] = (rank, pid)
+            except (OSError, AttributeError):  # no pidfd in this kernel, or another process namespace
+                continue
+        self._thread = threading.Thread(target=self._watch, name="peer-watch", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> PeerWatch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop watching. Local; peers may end from now on."""
+        os.write(self._wake_write, b"x")
+        self._thread.join()
+        for descriptor in (*self._ranks, self._wake_read, self._wake_write):
+            os.close(descriptor)
+        self._ranks.clear()
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        for descriptor in (self._wake_read, *self._ranks):
+            poll.register(descriptor, select.POLLIN)
+        ended = [descriptor for descriptor, _ in poll.poll()]
+        if self._wake_read in ended:
+            return
+        rank, pid = self._ranks[ended[0]]
+        where = "" if self._report.step is None else f" at step {self._report.step}"
+        log = f"\nlog: {self._report.log_of(rank)}" if self._report.has_logs else ""
+        self._report.say(
+            f"lepton_mpi: rank {rank} on {socket.gethostname()} (process {pid}) died{where} without a word: killed by a signal, by "
+            f"the batch system, or out of memory. Ending the job; start it again with the same --run.dir to resume{log}"
+        )
+        time.sleep(_LAUNCHER_S)
+        os._exit(1)

@@ -1,0 +1,38 @@
+"""Turn SIGINT and SIGTERM into a request to stop at the next step boundary."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """Catch SIGINT and SIGTERM while the context is open.
+
+    The first one asks for a stop; a second SIGINT ends the process at once, as users expect.
+
+    Attributes:
+        requested: name of the signal that came, or "".
+    """
+
+    def __init__(self) -> None:
+        """Catch nothing yet."""
+        self.requested = ""
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.requested = signal.Signals(number).name
