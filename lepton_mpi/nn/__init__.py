@@ -1,0 +1,1 @@
+"""Layers, parameters and losses of one rank; no MPI in here."""

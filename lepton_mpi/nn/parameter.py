@@ -1,0 +1,145 @@
+"""Parameters: what they are globally, which block of them a rank holds, and where it lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_mpi.runtime.random import random_key, uniform
+from lepton_mpi.runtime.ranges import split_range
+
+# Every parameter starts at a multiple of this many values: one cache line.
+_ALIGNMENT = 16
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """A parameter of the model, as every rank knows it.
+
+    Attributes:
+        name: global name, e.g. "layers.0.weight".
+        shape: global shape.
+        split_dim: the dim that shards divide, or None where every shard holds all of it.
+        bound: initial values are uniform in [-bound, bound]; 0: zeros.
+        decay: whether weight decay applies.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    split_dim: int | None = None
+    bound: float = 0.0
+    decay: bool = True
+
+
+@dataclass(frozen=True)
+class ParameterBlock:
+    """The part of a parameter that one shard holds.
+
+    Attributes:
+        spec: the parameter.
+        starts: where the block begins in the global array.
+        shape: its shape.
+        is_primary: whether this shard answers for the values: replicated parameters count once in
+            norms, hashes and checkpoints.
+    """
+
+    spec: ParameterSpec
+    starts: tuple[int, ...]
+    shape: tuple[int, ...]
+    is_primary: bool
+
+    @property
+    def name(self) -> str:
+        """Global name of the parameter."""
+        return self.spec.name
+
+    @property
+    def size(self) -> int:
+        """Number of values of the block."""
+        return math.prod(self.shape)
+
+
+def cut_parameter(spec: ParameterSpec, shards: int, shard: int) -> ParameterBlock:
+    """Return the block of a parameter that shard `shard` of `shards` holds. Local."""
+    starts, shape = [0] * len(spec.shape), list(spec.shape)
+    if spec.split_dim is not None:
+        start, stop = split_range(spec.shape[spec.split_dim], shards, shard)
+        starts[spec.split_dim], shape[spec.split_dim] = start, stop - start
+    return ParameterBlock(spec, tuple(starts), tuple(shape), spec.split_dim is not None or shard == 0)
+
+
+def initial_values(block: ParameterBlock, seed: int, rows: tuple[int, int] | None = None) -> NDArray[np.float32]:
+    """Draw initial values that depend on (seed, name, global element) alone. Local.
+
+    Args:
+        block: which part of the parameter.
+        seed: seed of the run.
+        rows: only this range of the block's first dim.
+
+    Returns:
+        float32 array of the shape of the block, or of its rows.
+    """
+    first, last = rows or (0, block.shape[0])
+    shape = (last - first, *block.shape[1:])
+    if block.spec.bound == 0.0 or math.prod(shape) == 0:
+        return np.zeros(shape, np.float32)
+    row_values = math.prod(block.spec.shape[1:])
+    key = random_key(seed, "init", block.name)
+    whole_rows = uniform(key, (block.starts[0] + first) * row_values, (last - first) * row_values)
+    values = whole_rows.reshape(last - first, *block.spec.shape[1:])
+    columns = tuple(slice(s, s + n) for s, n in zip(block.starts[1:], block.shape[1:], strict=True))
+    bound = np.float32(block.spec.bound)
+    return np.ascontiguousarray(values[(slice(None), *columns)]) * (2 * bound) - bound
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A block with its arrays: views into the flat buffers of values and gradients.
+
+    Attributes:
+        block: which part of which parameter.
+        value: current values, shape of the block; written by the optimizer only.
+        grad: gradient, shape of the block; layers add to it.
+    """
+
+    block: ParameterBlock
+    value: Any
+    grad: Any
+
+
+class ParameterLayout:
+    """Where the parameters of one model part lie in a flat buffer.
+
+    Blocks follow each other in the order of the layers, each at a multiple of 16 values.
+
+    Attributes:
+        blocks: the blocks in order.
+        offsets: where each begins, in values.
+        num_values: length of the buffer, gaps included.
+    """
+
+    def __init__(self, blocks: Sequence[ParameterBlock]) -> None:
+        """Lay blocks out."""
+        self.blocks = tuple(blocks)
+        offsets, end = [], 0
+        for block in self.blocks:
+            offsets.append(end)
+            end += -(-block.size // _ALIGNMENT) * _ALIGNMENT
+        self.offsets = tuple(offsets)
+        self.num_values = end
+
+    def view(self, index: int, buffer: Any) -> Any:
+        """Return block `index` of a flat buffer as an array of its shape. Local."""
+        block, start = self.blocks[index], self.offsets[index]
+        return buffer[start : start + block.size].reshape(block.shape)
+
+    def parameters(self, values: Any, grads: Any) -> tuple[Parameter, ...]:
+        """Return the parameters as views into flat buffers of `num_values` values. Local."""
+        return tuple(
+            Parameter(block, self.view(i, values), self.view(i, grads)) for i, block in enumerate(self.blocks)
+        )

@@ -1,0 +1,15 @@
+"""Make the optimizer that a configuration names."""
+
+from __future__ import annotations
+
+from lepton_mpi.config.schema import OptimizerConfig
+from lepton_mpi.optim.adamw import AdamW
+from lepton_mpi.optim.optimizer import Optimizer
+from lepton_mpi.optim.sgd import SGD
+
+
+def make_optimizer(config: OptimizerConfig) -> Optimizer:
+    """Return the optimizer of a configuration, whose name was checked when it was read. Local."""
+    if config.name == "sgd":
+        return SGD(config.momentum, config.weight_decay)
+    return AdamW(config.beta1, config.beta2, config.epsilon, config.weight_decay)

@@ -1,0 +1,1 @@
+"""Layers and steps spread over the grid: shards, stages, gradient exchange, sharded update."""
