@@ -1,0 +1,52 @@
+"""`python -m lepton_mpi.train`: train a model on all ranks of the job.
+
+NumPy and everything on it is imported only after the number of threads is known, since the
+libraries below it read that once, when they are loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.config.command_line import Arguments, parse_arguments
+from lepton_mpi.config.help_text import format_help
+from lepton_mpi.config.toml_file import format_toml
+from lepton_mpi.runtime.failure import FailureReport
+from lepton_mpi.runtime.launch import run_command
+from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.runtime.threads import limit_threads
+
+
+def main() -> int:
+    """Run the command line of this process and return the exit code. Collective over the world."""
+    return run_command(_main)
+
+
+def _main(world: MPI.Intracomm, report: FailureReport) -> int:
+    arguments = _read_arguments(world)
+    if arguments.help or arguments.print_config:
+        if world.Get_rank() == 0:
+            sys.stdout.write(format_help() if arguments.help else format_toml(arguments.config))
+        return 0
+    num_threads = limit_threads(arguments.config.run.threads)
+    from lepton_mpi.train.command import run_training
+
+    return run_training(world, arguments.config, num_threads, report)
+
+
+def _read_arguments(world: MPI.Intracomm) -> Arguments:
+    """Read the command line and the file it names on rank 0, for all. Collective over world."""
+    arguments, error = None, None
+    if world.Get_rank() == 0:
+        try:
+            arguments = parse_arguments(sys.argv[1:])
+        except Exception as found:
+            error = found
+    raise_together(world, error)
+    result: Arguments = world.bcast(arguments, root=0)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

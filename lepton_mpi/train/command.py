@@ -1,0 +1,275 @@
+"""What `python -m lepton_mpi.train` does once its configuration is read."""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import lepton_mpi
+from lepton_mpi.checkpoint.commit import list_checkpoints
+from lepton_mpi.checkpoint.drivers import choose_driver
+from lepton_mpi.checkpoint.resume import find_resumable
+from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.config.schema import Config
+from lepton_mpi.config.toml_file import format_toml
+from lepton_mpi.data.splits import open_datasets
+from lepton_mpi.errors import ConfigError
+from lepton_mpi.monitor.banner import BannerFacts, format_banner
+from lepton_mpi.monitor.progress import Progress, choose_progress
+from lepton_mpi.monitor.run_folder import RunFolder, claim_folder, default_run_name
+from lepton_mpi.monitor.summary import GridSizes, Status, Summary, collect_versions
+from lepton_mpi.runtime.device import describe_device
+from lepton_mpi.runtime.failure import FailureReport, PeerWatch
+from lepton_mpi.runtime.logs import start_logging
+from lepton_mpi.runtime.mpi import MPI, mpi_library
+from lepton_mpi.runtime.stop_signals import StopSignals
+from lepton_mpi.train.loop import EpochMetrics, Outcome, Watcher, train
+from lepton_mpi.train.resume import load
+from lepton_mpi.train.run import Run, build_run
+from lepton_mpi.train.state import TrainState
+from lepton_mpi.train.step import StepMetrics
+
+_log = logging.getLogger(__name__)
+
+
+def run_training(world: MPI.Intracomm, config: Config, num_threads: int, report: FailureReport) -> int:
+    """Train as configured and return the exit code.
+
+    Collective over world.
+
+    Args:
+        world: all ranks.
+        config: the checked configuration.
+        num_threads: threads a rank, for the banner.
+        report: where failures are said.
+
+    Raises:
+        LeptonError: anything that ends the run, on all ranks alike.
+    """
+    begin = time.monotonic()
+    comm = world.Dup()
+    with StopSignals() as stop:
+        splits = open_datasets(config.data, comm)
+        run = build_run(world, config, splits)
+        path = _open_folder(comm, config)
+        report.set_logs(path / "logs")
+        folder = RunFolder(path) if comm.Get_rank() == 0 else None
+        with (
+            start_logging(comm.Get_rank(), comm.Get_size(), path, config.run.log_level),
+            PeerWatch(run.network.grid.node, comm.Get_rank(), report),
+        ):
+            view = _View(config, folder, report)
+            try:
+                code = _train(comm, run, path, folder, view, num_threads, stop, begin)
+            except BaseException:
+                view.fail(run, time.monotonic() - begin)
+                raise
+            finally:
+                view.close()
+            comm.Barrier()  # from here on ranks may end without being missed
+    run.free()
+    comm.Free()
+    return code
+
+
+def _train(
+    comm: MPI.Intracomm,
+    run: Run,
+    path: Path,
+    folder: RunFolder | None,
+    view: _View,
+    num_threads: int,
+    stop: StopSignals,
+    begin: float,
+) -> int:
+    """Resume, train, and write the summary. Collective over comm."""
+    checkpoints = path / "checkpoints"
+    state = TrainState()
+    newest = find_resumable(comm, checkpoints, _log)
+    if newest is not None:
+        state, _ = load(run.network, newest)
+    num_hosts = len(set(comm.allgather(socket.gethostname())))
+    driver = choose_driver(comm, run.config.checkpoint.driver)
+    if folder is not None:
+        folder.truncate_metrics(state.step)
+        folder.write_config(format_toml(_resolved(run)))
+        view.begin(_banner(run, path, num_threads, num_hosts, driver), state, run.training.num_steps, newest)
+    _log.info("starting at step %d of %d, %.2f s after launch of this rank", state.step, run.training.num_steps, time.monotonic() - begin)
+    outcome = train(run, state, checkpoints, lambda: bool(stop.requested), view)
+    digest = run.network.weights.sha256()
+    if folder is not None:
+        status: Status = "interrupted" if outcome.stopped else "finished"
+        summary = _summary(run, outcome, status, digest, time.monotonic() - begin)
+        folder.write_summary(summary)
+        view.end(summary, path, stop.requested)
+    return 0
+
+
+class _View(Watcher):
+    """Shows a run on rank 0 and writes its metrics; on other ranks it only notes the step for messages."""
+
+    def __init__(self, config: Config, folder: RunFolder | None, report: FailureReport) -> None:
+        self._folder = folder
+        self._report = report
+        kind = config.run.progress if folder is not None else "off"
+        self._progress: Progress = choose_progress(kind, sys.stdout, config.run.progress_every_s)
+        self._quiet = kind == "off"
+        self._state = TrainState()
+        self._loss = math.nan
+        self._first_step = True
+
+    def begin(self, banner: str, state: TrainState, num_steps: int, resumed: Path | None) -> None:
+        """Show what the run is."""
+        self._say(banner.rstrip("\n"))
+        if resumed is not None:
+            done = " (nothing left to do)" if state.step >= num_steps else ""
+            self._say(f"resumed from {resumed.name}: step {state.step} of {num_steps}{done}")
+        self._progress.start(state.step, num_steps)
+
+    def step_done(self, state: TrainState, metrics: StepMetrics, samples_per_second: float) -> None:
+        """Note the step, show it, and write its line of metrics."""
+        self._report.step, self._state, self._loss = state.step, state, metrics.loss
+        if self._folder is None:
+            return
+        if self._first_step:
+            _log.info("first step done")
+            self._first_step = False
+        self._progress.update(state.step, metrics.loss, samples_per_second)
+        self._folder.append_metrics(
+            {
+                "step": state.step,
+                "epoch": state.epoch,
+                "loss": metrics.loss,
+                "accuracy": metrics.accuracy,
+                "grad_norm": metrics.grad_norm,
+                "lr": metrics.lr,
+                "samples_per_second": samples_per_second,
+            }
+        )
+
+    def epoch_done(self, metrics: EpochMetrics, state: TrainState) -> None:
+        """Show one line for the epoch and write its test metrics."""
+        if self._folder is None:
+            return
+        text = f"epoch {metrics.epoch}: loss {metrics.loss:.4f}, train accuracy {metrics.accuracy:.4f}"
+        if metrics.test is not None:
+            text += f", test accuracy {metrics.test.accuracy:.4f}"
+            record = {"step": state.step, "epoch": state.epoch, "test_accuracy": metrics.test.accuracy, "test_f1": metrics.test.f1}
+            self._folder.append_metrics(record)
+        self._progress.note(f"{text}, {metrics.samples_per_second:.0f} samples/s")
+
+    def checkpoint_done(self, path: Path) -> None:
+        """Keep quiet; the log has it."""
+
+    def end(self, summary: Summary, path: Path, signal: str) -> None:
+        """Show the result."""
+        self._progress.close()
+        what = f"stopped by {signal or 'another rank'} at step {summary.step}" if summary.status == "interrupted" else "finished"
+        result = f"test accuracy {summary.eval.accuracy:.4f}, " if summary.eval is not None else ""
+        self._say(
+            f"{what}: {result}train loss {summary.train_loss:.4f}, {summary.step} steps in {summary.wall_seconds:.1f} s, "
+            f"{summary.samples_per_second:.0f} samples/s, run folder {path}"
+        )
+
+    def fail(self, run: Run, wall_s: float) -> None:
+        """Write a summary that says where the run failed. Never raises: the failure itself is what counts."""
+        if self._folder is None:
+            return
+        outcome = Outcome(self._state, False, self._loss, None, 0.0, wall_s)
+        try:
+            self._folder.write_summary(_summary(run, outcome, "failed", "", wall_s))
+        except Exception:
+            _log.exception("the summary of the failed run could not be written")
+
+    def close(self) -> None:
+        """End the display and the metrics file. May be called twice."""
+        self._progress.close()
+        if self._folder is not None:
+            self._folder.close()
+
+    def _say(self, text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+def _open_folder(comm: MPI.Intracomm, config: Config) -> Path:
+    """Choose and make the run folder on rank 0, for all. Collective over comm.
+
+    Raises:
+        ConfigError: the folder cannot be made, or must not be resumed; on all ranks alike.
+    """
+    path, error = None, None
+    if comm.Get_rank() == 0:
+        try:
+            path = _choose_folder(config)
+            RunFolder(path).close()
+            if config.run.fresh and list_checkpoints(path / "checkpoints"):
+                raise ConfigError(
+                    f"run.fresh: the run folder {path} already holds checkpoints and would be resumed: name another run.dir, "
+                    "or move the folder away"
+                )
+            FailureReport(0).clear(path / "logs")
+        except Exception as found:
+            error = found
+    raise_together(comm, error)
+    result: Path = comm.bcast(path, root=0)
+    return result
+
+
+def _choose_folder(config: Config) -> Path:
+    if config.run.dir:
+        return Path(config.run.dir)
+    if config.run.name:
+        return Path("runs") / config.run.name
+    name = default_run_name(config.model.family, config.data.format, datetime.now(UTC))
+    return claim_folder(Path("runs"), name)
+
+
+def _resolved(run: Run) -> Config:
+    """Return the configuration with what was chosen in the place of what was left open."""
+    shape = run.network.grid.shape
+    grid = replace(run.config.grid, data=shape.data, stages=shape.stages, shards=shape.shards)
+    return replace(run.config, grid=grid)
+
+
+def _banner(run: Run, path: Path, num_threads: int, num_hosts: int, driver: str) -> str:
+    shape, model, config = run.network.grid.shape, run.network.model, run.config
+    sizes = "-".join(str(size) for size in (model.in_features, *config.model.hidden_sizes, model.num_classes))
+    how = "parallel HDF5 (mpio)" if driver == "mpio" else "one HDF5 file, all ranks write at its offsets (direct)"
+    facts = BannerFacts(
+        version=lepton_mpi.__version__,
+        grid=GridSizes(shape.data, shape.stages, shape.shards),
+        num_ranks=shape.num_ranks,
+        num_hosts=num_hosts,
+        device=describe_device(run.network.xp),
+        mpi=mpi_library(),
+        num_threads=num_threads,
+        model=f"{model.family} {sizes}",
+        num_parameters=model.num_parameters,
+        data=f"{config.data.path or config.data.format}, {run.num_train_samples} training samples",
+        checkpoint_driver=how,
+        run_folder=str(path),
+    )
+    return format_banner(facts)
+
+
+def _summary(run: Run, outcome: Outcome, status: Status, digest: str, wall_s: float) -> Summary:
+    shape = run.network.grid.shape
+    return Summary(
+        status=status,
+        step=outcome.state.step,
+        epoch=outcome.state.epoch,
+        train_loss=outcome.train_loss,
+        eval=outcome.test,
+        weights_sha256=digest,
+        grid=GridSizes(shape.data, shape.stages, shape.shards),
+        samples_per_second=outcome.samples_per_second,
+        wall_seconds=wall_s,
+        versions=collect_versions(mpi_library()),
+    )

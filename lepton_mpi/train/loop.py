@@ -1,0 +1,151 @@
+"""The training loop, in full view."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lepton_mpi.comm.contract import collective
+from lepton_mpi.monitor.classification import ClassificationMetrics
+from lepton_mpi.monitor.throughput import Throughput
+from lepton_mpi.train.inference import evaluate
+from lepton_mpi.train.resume import save
+from lepton_mpi.train.run import Run
+from lepton_mpi.train.state import TrainState
+from lepton_mpi.train.step import StepMetrics, train_step
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        state: where it got to.
+        stopped: whether it was asked to stop before its last step.
+        train_loss: mean loss over the samples of the last (maybe partial) epoch; nan if no step was done.
+        test: how well it classifies the test set, or None without one.
+        samples_per_second: over all steps, evaluation and checkpoints left out.
+        wall_s: seconds from the first step to the last.
+    """
+
+    state: TrainState
+    stopped: bool
+    train_loss: float
+    test: ClassificationMetrics | None
+    samples_per_second: float
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What an epoch found, equal on all ranks.
+
+    Attributes:
+        epoch: its number, from 1.
+        loss, accuracy: means over its samples, before each update.
+        test: evaluation at its end, if there was one.
+        samples_per_second: speed at its end.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float
+    test: ClassificationMetrics | None
+    samples_per_second: float
+
+
+class Watcher:
+    """What sees a run go by; this one looks away. Local: a watcher must not call collectives."""
+
+    def step_done(self, state: TrainState, metrics: StepMetrics, samples_per_second: float) -> None:
+        """Learn of a step."""
+
+    def epoch_done(self, metrics: EpochMetrics, state: TrainState) -> None:
+        """Learn of an epoch."""
+
+    def checkpoint_done(self, path: Path) -> None:
+        """Learn of a checkpoint."""
+
+
+class _Means:
+    """Sample-weighted means since the last `clear`."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._samples, self._loss, self._correct = 0, 0.0, 0.0
+
+    def add(self, metrics: StepMetrics) -> None:
+        self._samples += metrics.num_samples
+        self._loss += metrics.loss * metrics.num_samples
+        self._correct += metrics.accuracy * metrics.num_samples
+
+    @property
+    def loss(self) -> float:
+        return self._loss / self._samples if self._samples else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        return self._correct / self._samples if self._samples else float("nan")
+
+
+@collective("grid.world")
+def train(
+    run: Run, state: TrainState, checkpoints: Path | None, stop_requested: Callable[[], bool], watcher: Watcher
+) -> Outcome:
+    """Train from a state to the last step of a run.
+
+    Collective over grid.world.
+
+    Args:
+        run: the run.
+        state: where to begin.
+        checkpoints: folder for checkpoints; None: none are written.
+        stop_requested: asked before each step whether this rank was told to stop.
+        watcher: told of steps, epochs and checkpoints.
+
+    Raises:
+        NonFiniteError: loss or gradient became NaN or infinite, on all ranks alike.
+        CheckpointError: a checkpoint could not be written, on all ranks alike.
+    """
+    every_steps, every_epochs = run.config.checkpoint.every_steps, run.config.train.evaluate_every_epochs
+    throughput, means, test = Throughput(), _Means(), None
+    begin, stopped = time.monotonic(), False
+    saved_step = state.step if state.step else -1  # where the run begins there is nothing saved yet
+    train_loss = float("nan")
+    while state.step < run.training.num_steps and not stopped:
+        epoch = state.epoch
+        state, metrics = train_step(run.training, state, stop_requested())
+        throughput.add(metrics.num_samples)
+        means.add(metrics)
+        train_loss, stopped = means.loss, metrics.stop
+        watcher.step_done(state, metrics, throughput.rate())
+        with throughput.paused():
+            test = None
+            if state.epoch != epoch:
+                if every_epochs and run.test_loader and state.epoch % every_epochs == 0 and not stopped:
+                    test = evaluate(run.network, run.test_loader)
+                watcher.epoch_done(EpochMetrics(state.epoch, means.loss, means.accuracy, test, throughput.rate()), state)
+                means.clear()
+            if checkpoints and every_steps and state.step % every_steps == 0:
+                watcher.checkpoint_done(_save(run, state, checkpoints))
+                saved_step = state.step
+    wall_s = time.monotonic() - begin
+    if checkpoints and saved_step != state.step:
+        watcher.checkpoint_done(_save(run, state, checkpoints))
+    if test is None and run.test_loader and not stopped:
+        test = evaluate(run.network, run.test_loader)
+    return Outcome(state, stopped and state.step < run.training.num_steps, train_loss, test, throughput.average(), wall_s)
+
+
+def _save(run: Run, state: TrainState, checkpoints: Path) -> Path:
+    """Write a checkpoint. Collective over grid.world."""
+    path = save(run.network, run.normalisation, state, checkpoints, run.config.checkpoint.driver, run.input_shape)
+    _log.info("checkpoint %s", path)
+    return path

@@ -1,0 +1,105 @@
+"""A model on a grid: its parameters in shared memory and the pipeline that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.grid import GridShape, ProcessGrid, choose_grid_shape
+from lepton_mpi.config.schema import GridConfig, ModelConfig
+from lepton_mpi.models.family import ModelSpec
+from lepton_mpi.models.mlp import mlp
+from lepton_mpi.nn.parameter import ParameterLayout
+from lepton_mpi.parallel.gradient_exchange import bucket_bounds
+from lepton_mpi.parallel.node_parameters import NodeParameters
+from lepton_mpi.parallel.pipeline import Pipeline
+from lepton_mpi.parallel.placement import plan_stage
+from lepton_mpi.parallel.stage import build_stage
+from lepton_mpi.parallel.weights import WeightGatherer
+from lepton_mpi.runtime.mpi import MPI
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model placed on a grid.
+
+    Attributes:
+        grid: the process grid.
+        model: what the model is.
+        memory: parameters of this rank.
+        bounds: buckets of this rank's gradient exchange.
+        pipeline: runs the model.
+        weights: brings whole parameters to rank 0.
+        xp: module of the arrays, numpy or cupy.
+    """
+
+    grid: ProcessGrid
+    model: ModelSpec
+    memory: NodeParameters
+    bounds: list[int]
+    pipeline: Pipeline
+    weights: WeightGatherer
+    xp: Any
+
+
+def declare_model(config: ModelConfig, in_features: int, num_classes: int) -> ModelSpec:
+    """Return the model of a configuration, whose family was checked when it was read. Local."""
+    return mlp(in_features, config.hidden_sizes, num_classes)
+
+
+def choose_shape(config: GridConfig, model: ModelSpec, num_ranks: int) -> GridShape:
+    """Return the shape of the grid for a model on so many ranks. Local.
+
+    Raises:
+        GridError: none fits.
+    """
+    return choose_grid_shape(
+        num_ranks,
+        config.data,
+        config.stages,
+        config.shards,
+        max_stages=model.max_stages,
+        max_shards=model.max_shards,
+    )
+
+
+@collective("world")
+def build_network(
+    world: MPI.Intracomm,
+    shape: GridShape,
+    ranks_per_node: int,
+    model: ModelSpec,
+    slot_names: Sequence[str],
+    bucket_mib: float,
+    xp: Any,
+) -> Network:
+    """Place a model on a grid, with zeroed parameters.
+
+    Collective over world.
+
+    Args:
+        world: all ranks.
+        shape: shape of the grid.
+        ranks_per_node: see `GridConfig.ranks_per_node`.
+        model: what the model is.
+        slot_names: arrays of optimizer state to allocate, as long as the parameters each.
+        bucket_mib: size of a bucket of the gradient exchange, MiB.
+        xp: module of the arrays, numpy or cupy.
+
+    Raises:
+        GridError: the shape does not fit the ranks.
+        SharedMemoryError: a node has too little shared memory.
+    """
+    grid = ProcessGrid(world, shape, ranks_per_node)
+    places = [(stage, shard) for stage in range(shape.stages) for shard in range(shape.shards)]
+    plans = {place: plan_stage(model, shape.stages, shape.shards, *place) for place in places}
+    layouts = {place: ParameterLayout(plan.blocks) for place, plan in plans.items()}
+    bounds = {place: bucket_bounds(layout.num_values, bucket_mib) for place, layout in layouts.items()}
+    num_buckets = {place: len(bound) - 1 for place, bound in bounds.items()}
+    memory = NodeParameters(grid, layouts, slot_names, num_buckets, xp)
+    here = (grid.stage_index, grid.shard_index)
+    stage = build_stage(plans[here], memory.parameters, grid)
+    pipeline = Pipeline(grid, stage, plans[here].in_width, plans[here].out_width, xp)
+    return Network(grid, model, memory, bounds[here], pipeline, WeightGatherer(grid, memory, layouts), xp)
