@@ -1,0 +1,50 @@
+"""NumPy's NPY files: one for the inputs, one for the labels, both memory-mapped.
+
+Source: NumPy Enhancement Proposal 1, "A simple file format for NumPy arrays".
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_mpi.data.dataset import ArrayDataset
+from lepton_mpi.data.validation import check_file, check_inputs, check_labels, count_classes, suggest_format
+from lepton_mpi.errors import DataError
+
+
+def open_npy(path: str, labels_path: str = "", num_classes: int = 0) -> ArrayDataset:
+    """Open an NPY file of inputs and, where given, one of labels. Local.
+
+    Args:
+        path: inputs, [N, ...], memory-mapped.
+        labels_path: labels, [N]; empty: the samples have none.
+        num_classes: number of classes; 0: one more than the largest label.
+
+    Raises:
+        DataError: a file is missing or malformed, or the two do not fit.
+    """
+    inputs = _map_array(path)
+    check_inputs(inputs.shape, inputs.dtype, path)
+    if not labels_path:
+        return ArrayDataset(os.path.basename(path), inputs, None, 0)
+    labels = check_labels(_map_array(labels_path), inputs.shape[0], num_classes, labels_path)
+    return ArrayDataset(os.path.basename(path), inputs, labels, count_classes(labels, num_classes))
+
+
+def _map_array(path: str) -> NDArray[Any]:
+    file_nbytes = check_file(path)
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # NumPy's reader of headers raises many types on damaged bytes
+        raise DataError(f"{path}: expected an NPY array of numbers: {error}: {suggest_format(path, 'npy')}") from error
+    expected = array.offset + array.nbytes
+    if file_nbytes != expected:
+        raise DataError(
+            f"{path}: expected {expected} bytes, for an array of shape {array.shape} and type {array.dtype}, found {file_nbytes}: "
+            "the file has something appended, write it again"
+        )
+    return array

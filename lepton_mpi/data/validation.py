@@ -1,0 +1,117 @@
+"""Checks that all formats share: the file, the array of inputs, the array of labels."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_mpi.errors import DataError
+
+_REAL_KINDS = "biuf"  # NumPy dtype kinds: bool, signed, unsigned, floating point
+MAX_LABEL = 2**31 - 1  # a larger one is a mistake in the file, not a class
+_MAGIC_NUMBERS = (
+    (b"\x93NUMPY", "npy"),
+    (b"PK\x03\x04", "npz"),
+    (b"\x89HDF\r\n\x1a\n", "hdf5"),
+    (b"\x1f\x8b", "idx"),  # gzip, which only idx accepts
+    *((bytes([0, 0, code]), "idx") for code in (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E)),
+)
+_SUFFIXES = {".npy": "npy", ".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5", ".csv": "csv", ".gz": "idx"}
+
+
+def check_file(path: str) -> int:
+    """Return the size of a readable, regular, non-empty file in bytes. Local.
+
+    Raises:
+        DataError: it is missing, no regular file, unreadable, or empty.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # asked before open(), which would wait for ever on a pipe
+            raise DataError(f"{path}: expected a data file, found a folder or device: give the path of a file")
+        with open(path, "rb"):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"{path!r}: expected a readable data file: {reason}. Check data.path, the name and the permissions"
+        ) from error
+    if status.st_size == 0:
+        raise DataError(f"{path}: expected data, found an empty file (0 bytes): copy or make the file again")
+    return status.st_size
+
+
+def guess_format(path: str) -> str | None:
+    """Return the `data.format` that a file's first bytes or, failing them, its name tell; None: neither does. Local."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+    for magic, name in _MAGIC_NUMBERS:
+        if start.startswith(magic):
+            return name
+    return _SUFFIXES.get(os.path.splitext(path)[1].lower())
+
+
+def suggest_format(path: str, tried: str) -> str:
+    """Return the end of a message about a file that is not of the format tried: what it is, or to check it. Local."""
+    found = guess_format(path)
+    if found is None or found == tried:
+        return "copy the file again, or name its format in data.format"
+    return f"the file looks like {found}: set data.format to it"
+
+
+def check_inputs(shape: tuple[int, ...], dtype: np.dtype[Any], place: str) -> None:
+    """Accept an array of inputs, [N, *input_shape] of real numbers. Local.
+
+    Raises:
+        DataError: fewer than two dims, a dim of length 0, or elements that are no real numbers.
+    """
+    if dtype.kind not in _REAL_KINDS:
+        raise DataError(f"{place}: expected real numbers, found elements of type {dtype}: store inputs as integers or floats")
+    if len(shape) < 2 or 0 in shape:
+        raise DataError(
+            f"{place}: expected inputs of shape (samples, features...), none of them 0, found {shape}: reshape the array"
+        )
+
+
+def check_labels(labels: NDArray[Any], num_samples: int, num_classes: int, place: str) -> NDArray[np.int64]:
+    """Return labels as int64[num_samples]. Local.
+
+    Args:
+        labels: [num_samples] or [num_samples, 1], integers, or floats with integral values.
+        num_samples: how many samples there are.
+        num_classes: how many classes; 0: whatever the labels say.
+        place: file and array, for messages.
+
+    Raises:
+        DataError: another dtype or shape, or a label that is not one of 0 .. num_classes - 1.
+    """
+    if labels.dtype.kind not in _REAL_KINDS:
+        raise DataError(f"{place}: expected integer labels, found elements of type {labels.dtype}: number the classes from 0")
+    if labels.shape not in ((num_samples,), (num_samples, 1)):
+        raise DataError(
+            f"{place}: expected {num_samples} labels, one for each sample, found an array of shape {labels.shape}: "
+            "give the labels that belong to these inputs"
+        )
+    labels = labels.reshape(num_samples)
+    largest = num_classes - 1 if num_classes else MAX_LABEL
+    wrong = np.flatnonzero(~((labels >= 0) & (labels <= largest) & (labels == np.floor(labels))))
+    if wrong.size:
+        raise wrong_label(f"{place}, sample {wrong[0]}", str(labels[wrong[0]]), num_classes)
+    return np.ascontiguousarray(labels, np.int64)
+
+
+def wrong_label(place: str, found: str, num_classes: int) -> DataError:
+    """Return the error for a label that is not one of 0 .. num_classes - 1 (0 classes: any number). Local."""
+    expected = f"0 .. {num_classes - 1} ({num_classes} classes)" if num_classes else f"0 .. {MAX_LABEL}"
+    return DataError(
+        f"{place}: expected an integer label {expected}, found {found!r}: number the classes from 0, or set data.num_classes"
+    )
+
+
+def count_classes(labels: NDArray[np.int64], num_classes: int) -> int:
+    """Return the number of classes: as given, or one more than the largest label where that is 0. Local."""
+    return num_classes or int(labels.max()) + 1

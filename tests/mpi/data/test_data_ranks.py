@@ -1,0 +1,127 @@
+"""Data on several ranks: equal normalisation bits, errors raised together, differing files found."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lepton_mpi.config.schema import DataConfig
+from lepton_mpi.data.augmentation import choose_max_shift
+from lepton_mpi.data.dataset import ArrayDataset, Dataset
+from lepton_mpi.data.loader import Loader
+from lepton_mpi.data.normalisation import measure_normalisation
+from lepton_mpi.data.sampler import Sampler
+from lepton_mpi.data.splits import open_datasets
+from lepton_mpi.errors import DataError, LeptonError, RankMismatchError
+from lepton_mpi.runtime.mpi import MPI, start_mpi
+
+
+class FailingDataset(Dataset):
+    """Cannot be read beyond its first samples."""
+
+    def __init__(self) -> None:
+        super().__init__("failing", 20_000, (2,), 0)
+
+    def read_inputs(self, indices):
+        if len(indices) and indices[-1] >= 9000:
+            raise OSError("the disk is on fire")
+        return np.zeros((len(indices), 2), np.float32)
+
+    def read_labels(self, indices):
+        return np.full(len(indices), -1)
+
+
+@pytest.fixture
+def comm() -> Iterator[MPI.Intracomm]:
+    duplicate = start_mpi().Dup()
+    yield duplicate
+    duplicate.Free()
+
+
+@pytest.fixture
+def folder(comm: MPI.Intracomm) -> Iterator[Path]:
+    """Give all ranks one folder."""
+    with tempfile.TemporaryDirectory() as own:
+        yield Path(comm.bcast(own))
+        comm.Barrier()
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("kind", ["global", "feature"])
+@pytest.mark.parametrize("num_samples", [1, 5000, 30_001])
+def test_normalisation_bits_do_not_depend_on_the_ranks(comm: MPI.Intracomm, kind: str, num_samples: int) -> None:
+    x = (np.random.default_rng(3).standard_normal((num_samples, 6)) * 5 + 100).astype(np.float32)
+    dataset = ArrayDataset("made", x, None, 0)
+    alone = measure_normalisation(dataset, kind, MPI.COMM_SELF)
+    together = measure_normalisation(dataset, kind, comm)
+    assert alone.mean.tobytes() == together.mean.tobytes()
+    assert alone.std.tobytes() == together.std.tobytes()
+    assert len(set(comm.allgather(together.mean.tobytes() + together.std.tobytes()))) == 1
+
+
+@pytest.mark.mpi
+def test_unreadable_and_bad_samples_end_all_ranks(comm: MPI.Intracomm) -> None:
+    with pytest.raises(LeptonError, match="the disk is on fire"):
+        measure_normalisation(FailingDataset(), "global", comm)
+    x = np.zeros((20_000, 2), np.float32)
+    x[9000, 1] = np.nan
+    with pytest.raises(DataError, match="made, sample 9000: expected finite"):
+        measure_normalisation(ArrayDataset("made", x, None, 0), "feature", comm)
+
+
+@pytest.mark.mpi
+def test_batches_of_all_ranks_make_the_epoch(comm: MPI.Intracomm) -> None:
+    config = DataConfig()
+    train = open_datasets(config, comm).train
+    normalisation = measure_normalisation(train, config.normalise, comm)
+
+    def epoch_digest(index: int, size: int, gather) -> str:
+        loader = Loader(
+            train,
+            Sampler(train.num_samples, 4),
+            normalisation,
+            global_batch=100,
+            data_index=index,
+            data_size=size,
+            micro_batches=2,
+            max_shift=choose_max_shift(config, train.input_shape),
+            seed=4,
+        )
+        digest, epoch, position = hashlib.sha256(), 1, 0
+        for _ in range(loader.steps_per_epoch):
+            batch = loader.batch(epoch, position)
+            pieces = gather([*zip(batch.inputs, batch.labels, strict=True)])
+            for x, y in (piece for part in pieces for piece in part):
+                for sample, label in zip(x, y, strict=True):
+                    digest.update(sample.tobytes() + label.tobytes())
+            epoch, position = batch.following
+        assert (epoch, position) == (2, 0)
+        return digest.hexdigest()
+
+    assert epoch_digest(comm.rank, comm.size, comm.allgather) == epoch_digest(0, 1, lambda part: [part])
+
+
+@pytest.mark.mpi(min_size=2)
+def test_a_file_missing_on_one_rank(comm: MPI.Intracomm, folder: Path) -> None:
+    path = folder / f"rank{comm.rank}.csv"
+    last = comm.rank == comm.size - 1
+    if not last:
+        path.write_text("a,label\n1,0\n2,1\n")
+    with pytest.raises(DataError, match=f"rank {comm.size - 1}: .*No such file"):
+        open_datasets(DataConfig(format="csv", path=os.fspath(path)), comm)
+
+
+@pytest.mark.mpi(min_size=2)
+def test_files_that_differ_between_ranks(comm: MPI.Intracomm, folder: Path) -> None:
+    (folder / str(comm.rank)).mkdir()
+    path = folder / str(comm.rank) / "d.csv"
+    last = comm.rank == comm.size - 1
+    path.write_text("a,label\n1,0\n2,1\n" + ("3,1\n" if last else "3,0\n"))
+    with pytest.raises(RankMismatchError, match=f"but rank {comm.size - 1} opened d.csv"):
+        open_datasets(DataConfig(format="csv", path=os.fspath(path)), comm)

@@ -1,0 +1,142 @@
+"""The loader: a ledger of samples over any number of ranks, micro-batches, and the arrays it returns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lepton_mpi.data.augmentation import shift_images
+from lepton_mpi.data.dataset import ArrayDataset, Dataset, Subset
+from lepton_mpi.data.digits import open_digits
+from lepton_mpi.data.loader import Loader
+from lepton_mpi.data.normalisation import Normalisation
+from lepton_mpi.data.sampler import Sampler, SequentialSampler
+from lepton_mpi.errors import DataError
+
+IDENTITY = Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
+
+
+def counting_dataset(num_samples: int) -> ArrayDataset:
+    """Return samples whose input is their number and whose label is the number modulo 10."""
+    numbers = np.arange(num_samples)
+    return ArrayDataset("numbers", numbers.reshape(-1, 1), numbers % 10, 10)
+
+
+class UncachedDataset(Dataset):
+    """Claims to be huge, so that the loader reads it batch by batch."""
+
+    def __init__(self) -> None:
+        super().__init__("huge", 1 << 20, (17,), 10)
+        self.reads: list[np.ndarray] = []
+
+    def read_inputs(self, indices):
+        self.reads.append(indices)
+        return np.repeat(indices[:, None], 17, axis=1).astype(np.float32)
+
+    def read_labels(self, indices):
+        return indices % 10
+
+
+@pytest.mark.parametrize("data_size", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("num_samples, global_batch", [(100, 32), (97, 7), (3, 8), (1, 1), (64, 64)])
+def test_ledger(data_size: int, num_samples: int, global_batch: int) -> None:
+    dataset, order = counting_dataset(num_samples), Sampler(num_samples, 1)
+    loaders = [
+        Loader(dataset, order, IDENTITY, global_batch=global_batch, data_index=i, data_size=data_size, micro_batches=3)
+        for i in range(data_size)
+    ]
+    used, epoch, position, steps = [], 4, 0, 0
+    while epoch == 4:
+        batches = [loader.batch(epoch, position) for loader in loaders]
+        assert loaders[0].locate(4 * loaders[0].steps_per_epoch + steps) == (epoch, position)
+        assert {batch.num_global for batch in batches} == {sum(sum(batch.sizes) for batch in batches)}
+        assert {batch.following for batch in batches} == {batches[0].following}
+        first_rows = [loader.first_row(batches[0].num_global) for loader in loaders]
+        assert first_rows == [sum(sum(before.sizes) for before in batches[:i]) for i in range(data_size)]
+        step = np.concatenate([piece for batch in batches for piece in batch.inputs])
+        np.testing.assert_array_equal(step[:, 0], order.indices(4, position, len(step)))  # the order of the epoch, on any grid
+        used.append(step)
+        (epoch, position), steps = batches[0].following, steps + 1
+    assert (epoch, position, steps) == (5, 0, loaders[0].steps_per_epoch)
+    np.testing.assert_array_equal(np.sort(np.concatenate(used)[:, 0]), np.arange(num_samples))
+
+
+def test_micro_batches_and_empty_parts() -> None:
+    loader = Loader(counting_dataset(10), SequentialSampler(10), IDENTITY, global_batch=8, micro_batches=3)
+    batch = loader.batch(0, 0)
+    assert batch.sizes == [3, 3, 2] and [len(x) for x in batch.inputs] == [3, 3, 2] and [len(y) for y in batch.labels] == [3, 3, 2]
+    assert loader.batch(0, 8).sizes == [1, 1, 0]
+    empty = Loader(counting_dataset(2), SequentialSampler(2), IDENTITY, global_batch=2, data_index=2, data_size=3, micro_batches=2)
+    batch = empty.batch(0, 0)
+    assert batch.num_global == 2 and batch.sizes == [0, 0] and [x.shape for x in batch.inputs] == [(0, 1), (0, 1)]
+
+
+def test_position_after_a_change_of_the_global_batch() -> None:
+    loader = Loader(counting_dataset(100), Sampler(100, 0), IDENTITY, global_batch=32)
+    plan = loader.plan(2, 90)  # left by batches of 30
+    assert plan.num_global == 10 and plan.following == (3, 0)
+    np.testing.assert_array_equal(plan.indices[0], Sampler(100, 0).indices(2, 90, 10))
+
+
+def test_only_what_is_wanted() -> None:
+    dataset = UncachedDataset()
+    loader = Loader(dataset, SequentialSampler(1 << 20), IDENTITY, global_batch=4, want_inputs=False)
+    batch = loader.batch(0, 4)
+    assert batch.inputs == [] and batch.sizes == [4] and dataset.reads == []
+    np.testing.assert_array_equal(batch.labels[0], [4, 5, 6, 7])
+    loader = Loader(dataset, SequentialSampler(1 << 20), IDENTITY, global_batch=4, want_labels=False, data_size=2, data_index=1)
+    batch = loader.batch(0, 4)
+    assert batch.labels == [] and len(dataset.reads) == 1
+    np.testing.assert_array_equal(dataset.reads[0], [6, 7])  # this rank's part and no more
+    np.testing.assert_array_equal(batch.inputs[0][:, 0], [6, 7])
+
+
+@pytest.mark.parametrize("data_size", [1, 3])
+def test_shift_comes_before_normalisation(data_size: int) -> None:
+    digits, order = open_digits(), Sampler(1797, 9)
+    normalisation = Normalisation(np.float32(4), np.float32(6))
+    indices = order.indices(3, 40, 20)
+    raw, labels = digits.read(indices)
+    expected = normalisation.apply(shift_images(raw, 1, 5, 3, indices))
+    loaders = [
+        Loader(
+            digits, order, normalisation, global_batch=20, data_index=i, data_size=data_size, micro_batches=2, max_shift=1, seed=5
+        )
+        for i in range(data_size)
+    ]
+    batches = [loader.batch(3, 40) for loader in loaders]
+    np.testing.assert_array_equal(np.concatenate([x for batch in batches for x in batch.inputs]), expected)
+    np.testing.assert_array_equal(np.concatenate([y for batch in batches for y in batch.labels]), labels)
+
+
+def test_batches_leave_the_data_set_as_it_is() -> None:
+    x = np.arange(8, dtype=np.float32).reshape(4, 2)
+    loader = Loader(
+        ArrayDataset("d", x, None, 0), SequentialSampler(4), Normalisation(np.float32(1), np.float32(2)), global_batch=4
+    )
+    first = loader.batch(0, 0).inputs[0].copy()
+    np.testing.assert_array_equal(loader.batch(0, 0).inputs[0], first)
+    np.testing.assert_array_equal(x, np.arange(8).reshape(4, 2))
+
+
+def test_impossible_loaders_and_positions() -> None:
+    dataset = counting_dataset(10)
+    with pytest.raises(DataError, match="an order of 9"):
+        Loader(dataset, Sampler(9, 0), IDENTITY, global_batch=4)
+    with pytest.raises(DataError, match="expected at least one sample"):
+        Loader(Subset(dataset, np.array([], np.int64)), Sampler(0, 0), IDENTITY, global_batch=4)
+    loader = Loader(dataset, Sampler(10, 0), IDENTITY, global_batch=4)
+    for position in (-1, 10):
+        with pytest.raises(DataError, match="expected within 0"):
+            loader.batch(0, position)
+
+
+def test_subset() -> None:
+    subset = Subset(counting_dataset(10), np.array([7, 3, 7]), "some")
+    assert (subset.name, subset.num_samples, subset.input_shape, subset.num_classes) == ("some", 3, (1,), 10)
+    x, y = subset.read(np.array([1, 2]))
+    np.testing.assert_array_equal(x, [[3], [7]])
+    np.testing.assert_array_equal(y, [3, 7])
+    for wrong in (-1, 10):
+        with pytest.raises(DataError, match=f"subset index {wrong} at place 1"):
+            Subset(counting_dataset(10), np.array([0, wrong]))
