@@ -107,7 +107,9 @@ class TrainConfig:
     steps: int = key(0, "train this many steps in all; 0: train.epochs decides", low=0)
     epochs: int = key(30, "train this many passes over the training set, unless train.steps is set", low=1)
     global_batch: int = key(128, "samples a step over all ranks", low=1)
-    micro_batches: int = key(0, "micro-batches that each data rank cuts its part of a batch into; 0: chosen for the pipeline", low=0)
+    micro_batches: int = key(
+        0, "micro-batches that each data rank cuts its part of a batch into; 0: chosen for the pipeline", low=0
+    )
     seed: int = key(0, "seed of weights, sample order and augmentation", low=0)
     evaluate_every_epochs: int = key(1, "epochs between evaluations on the test set; 0: only at the end", low=0)
 
@@ -117,9 +119,13 @@ class ReduceConfig:
     """How gradients are summed over the data axis."""
 
     mode: str = key(
-        "exact", "what travels between nodes: fp32, bf16, or 8-bit blocks with a scale; inside a node sums are exact", choices=("exact", "bf16", "int8")
+        "exact",
+        "what travels between nodes: fp32, bf16, or 8-bit blocks with a scale; inside a node sums are exact",
+        choices=("exact", "bf16", "int8"),
     )
-    bucket_mib: float = key(4.0, "size of the pieces whose exchange starts while the backward pass still runs, MiB", low=0.001, high=1024.0)
+    bucket_mib: float = key(
+        4.0, "size of the pieces whose exchange starts while the backward pass still runs, MiB", low=0.001, high=1024.0
+    )
     timeout_s: float = key(300.0, "give up when other ranks stay away this long, seconds", low=1.0)
 
 
@@ -128,7 +134,11 @@ class CheckpointConfig:
     """What is kept to resume from."""
 
     every_steps: int = key(100, "steps between checkpoints; one is also written at the end; 0: only at the end", low=0)
-    driver: str = key("auto", "how ranks write the file: mpio needs a parallel HDF5; direct writes at its offsets", choices=("auto", "mpio", "direct"))
+    driver: str = key(
+        "auto",
+        "how ranks write the file: mpio needs a parallel HDF5; direct writes at its offsets",
+        choices=("auto", "mpio", "direct"),
+    )
 
 
 @dataclass(frozen=True)

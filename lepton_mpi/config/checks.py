@@ -1,0 +1,99 @@
+"""Combinations of configuration values that cannot work, whatever the data and the number of ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lepton_mpi.config.schema import Config, DataConfig, GridConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
+from lepton_mpi.errors import ConfigError
+
+_FORMATS_WITH_LABELS_FILE = ("idx", "npy")
+_FORMATS_WITH_NAMED_ARRAYS = ("npz", "hdf5")
+
+
+def check_config(config: Config) -> None:
+    """Refuse combinations that cannot work.
+
+    Local and pure: no file is looked at. Single values were checked when they were read.
+
+    Raises:
+        ConfigError: names the keys, what they are, and what to change.
+    """
+    _check_run(config.run)
+    _check_grid(config.grid, config.train)
+    _check_model(config.model)
+    _check_data(config.data)
+    _check_optimizer(config.optimizer, config.train)
+
+
+def _check_run(run: RunConfig) -> None:
+    if run.name in (".", "..") or "/" in run.name:
+        raise ConfigError(f"run.name: expected the name of one folder, got {run.name!r}; a path goes into run.dir")
+    if run.name and run.dir and Path(run.dir).name != run.name:
+        raise ConfigError(f"run.name {run.name!r} and run.dir {run.dir!r} name different folders; give one of them")
+
+
+def _check_grid(grid: GridConfig, train: TrainConfig) -> None:
+    pieces = max(grid.data, 1) * max(train.micro_batches, 1)
+    if pieces > train.global_batch:
+        raise ConfigError(
+            f"train.global_batch: expected at least {pieces} samples, one for each of grid.data x train.micro_batches = "
+            f"{max(grid.data, 1)} x {max(train.micro_batches, 1)} pieces, got {train.global_batch}"
+        )
+
+
+def _check_model(model: ModelConfig) -> None:
+    if model.family == "mlp" and not model.hidden_sizes:
+        raise ConfigError("model.hidden_sizes: expected the width of at least one hidden layer, got an empty list")
+
+
+def _check_data(data: DataConfig) -> None:
+    paths = {name: getattr(data, name) for name in ("path", "labels_path", "test_path", "test_labels_path")}
+    if data.format == "digits":
+        for name, path in paths.items():
+            if path:
+                raise ConfigError(f"data.{name}: data.format digits ships inside the package and reads no file, got {path!r}")
+    elif not data.path:
+        raise ConfigError(f"data.path: data.format {data.format} reads a file, got an empty path; give the training file")
+    if data.format in _FORMATS_WITH_LABELS_FILE:
+        if not data.labels_path:
+            raise ConfigError(f"data.labels_path: data.format {data.format} keeps labels in a file of their own, got an empty path")
+        if bool(data.test_path) != bool(data.test_labels_path):
+            raise ConfigError(
+                f"data.test_path and data.test_labels_path: data.format {data.format} needs both or neither, "
+                f"got {data.test_path!r} and {data.test_labels_path!r}"
+            )
+    else:
+        for name in ("labels_path", "test_labels_path"):
+            if paths[name]:
+                raise ConfigError(
+                    f"data.{name}: data.format {data.format} holds inputs and labels in one file, got {paths[name]!r}; remove it"
+                )
+    _check_data_names(data)
+    if data.num_classes == 1:
+        raise ConfigError("data.num_classes: expected at least 2, or 0 for one more than the largest label, got 1")
+
+
+def _check_data_names(data: DataConfig) -> None:
+    if data.format in _FORMATS_WITH_NAMED_ARRAYS:
+        if not data.inputs_name or not data.labels_name:
+            name = "labels_name" if data.inputs_name else "inputs_name"
+            raise ConfigError(f"data.{name}: data.format {data.format} needs the name of an array, got an empty one")
+        if data.inputs_name == data.labels_name:
+            raise ConfigError(f"data.inputs_name and data.labels_name: expected two arrays, got {data.inputs_name!r} for both")
+    if data.format == "csv" and not data.label_column:
+        raise ConfigError("data.label_column: data.format csv needs the name of the label column, got an empty one")
+
+
+def _check_optimizer(optimizer: OptimizerConfig, train: TrainConfig) -> None:
+    if optimizer.min_lr > optimizer.lr:
+        raise ConfigError(f"optimizer.min_lr: expected at most optimizer.lr = {optimizer.lr!r}, got {optimizer.min_lr!r}")
+    if train.steps and optimizer.warmup_steps > train.steps:
+        raise ConfigError(f"optimizer.warmup_steps: expected at most train.steps = {train.steps}, got {optimizer.warmup_steps}")
+    # A decay of 1 never forgets; adamw's bias correction 1 - beta^t would divide by zero (Kingma and Ba, Adam, algorithm 1).
+    decays = {"adamw": ("beta1", "beta2"), "sgd": ("momentum",)}
+    for name in decays.get(optimizer.name, ()):
+        if getattr(optimizer, name) >= 1.0:
+            raise ConfigError(f"optimizer.{name}: expected a number below 1, got {getattr(optimizer, name)!r}")
+    if optimizer.name == "adamw" and optimizer.epsilon == 0.0:
+        raise ConfigError("optimizer.epsilon: expected a number above 0 (a gradient of zero would give 0/0), got 0.0")
