@@ -1,0 +1,1 @@
+"""Monitoring: run folders, metrics, progress, throughput, the banner and the summary."""
