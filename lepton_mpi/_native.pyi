@@ -1,9 +1,8 @@
 """Types of the C++ extension. Every function releases the GIL around its work."""
 
-from typing_extensions import Buffer
-
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 __version__: str
 mpi_family: str

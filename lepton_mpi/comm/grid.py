@@ -168,9 +168,9 @@ class ProcessGrid:
 
 
 def _split_nodes(world: MPI.Intracomm, ranks_per_node: int) -> MPI.Intracomm:
-    if ranks_per_node:
-        return world.Split(world.Get_rank() // ranks_per_node, world.Get_rank())
-    return world.Split_type(MPI.COMM_TYPE_SHARED, world.Get_rank())
+    rank = world.Get_rank()
+    split = world.Split(rank // ranks_per_node, rank) if ranks_per_node else world.Split_type(MPI.COMM_TYPE_SHARED, rank)
+    return cast(MPI.Intracomm, split)
 
 
 def _number_nodes(world: MPI.Intracomm, node: MPI.Intracomm) -> tuple[int, int]:

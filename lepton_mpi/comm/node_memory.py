@@ -61,12 +61,13 @@ class NodeMemory:
                 segment.unlink()
         assert segment is not None
         self.nbytes = nbytes
-        self._bytes = np.frombuffer(segment, np.uint8)
+        self._bytes: NDArray[np.uint8] = np.frombuffer(memoryview(segment), np.uint8)
 
     def array(self, start: int, count: int, dtype: DTypeLike) -> NDArray[Any]:
         """Return `count` values at byte `start` as an array on the shared memory. Local."""
         size = np.dtype(dtype).itemsize * count
-        return self._bytes[start : start + size].view(dtype)
+        array: NDArray[Any] = self._bytes[start : start + size].view(dtype)
+        return array
 
 
 class MemoryPlan:

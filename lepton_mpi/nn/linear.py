@@ -22,9 +22,7 @@ class Linear(Module):
     input and `leave` may gather the outputs; split by rows, `reduce` adds the shards' partial outputs.
     """
 
-    def __init__(
-        self, weight: Parameter, bias: Parameter, relu: bool, enter: Move, reduce: Move, leave: Move
-    ) -> None:
+    def __init__(self, weight: Parameter, bias: Parameter, relu: bool, enter: Move, reduce: Move, leave: Move) -> None:
         """Make the layer on its parameters: weight [O, I], bias [O]."""
         self.weight = weight
         self.bias = bias

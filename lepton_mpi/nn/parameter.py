@@ -140,6 +140,4 @@ class ParameterLayout:
 
     def parameters(self, values: Any, grads: Any) -> tuple[Parameter, ...]:
         """Return the parameters as views into flat buffers of `num_values` values. Local."""
-        return tuple(
-            Parameter(block, self.view(i, values), self.view(i, grads)) for i, block in enumerate(self.blocks)
-        )
+        return tuple(Parameter(block, self.view(i, values), self.view(i, grads)) for i, block in enumerate(self.blocks))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lepton_mpi.optim.optimizer import Optimizer
 from lepton_mpi.ops.adamw_update import adamw_update
+from lepton_mpi.optim.optimizer import Optimizer
 
 
 class AdamW(Optimizer):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lepton_mpi.optim.optimizer import Optimizer
 from lepton_mpi.ops.sgd_update import sgd_update
+from lepton_mpi.optim.optimizer import Optimizer
 
 
 class SGD(Optimizer):
@@ -25,6 +25,4 @@ class SGD(Optimizer):
         """Update one slice in place. Local."""
         weight_decay = self._weight_decay if decay else 0.0
         momentum = slots["momentum"] if self._momentum else None
-        sgd_update(
-            values, grads, momentum, lr=lr, momentum=self._momentum, weight_decay=weight_decay, grad_scale=grad_scale
-        )
+        sgd_update(values, grads, momentum, lr=lr, momentum=self._momentum, weight_decay=weight_decay, grad_scale=grad_scale)

@@ -88,16 +88,14 @@ class NodeParameters:
         self.layout = layouts[here]
         num = self.layout.num_values
         self.values: NDArray[np.float32] = memory.array(group.values, num, np.float32)
-        self.slots = {
-            name: memory.array(start, num, np.float32) for name, start in zip(slot_names, group.slots, strict=True)
-        }
+        self.slots = {name: memory.array(start, num, np.float32) for name, start in zip(slot_names, group.slots, strict=True)}
         self.grads = [memory.array(start, num, np.float32) for start in group.grads]
         self.signals: NDArray[np.uint8] = memory.array(group.signals, group.signal_nbytes, np.uint8)
         self.shared_nbytes = plan.nbytes
         self._xp = xp
         own_grad = self.grads[grid.data_in_node.Get_rank()]
-        self.device_values = self.values if xp is np else xp.zeros(num, xp.float32)
-        self.device_grad = own_grad if xp is np else xp.zeros(num, xp.float32)
+        self.device_values: Any = self.values if xp is np else xp.zeros(num, xp.float32)
+        self.device_grad: Any = own_grad if xp is np else xp.zeros(num, xp.float32)
         self._own_grad = own_grad
         self.parameters: tuple[Parameter, ...] = self.layout.parameters(self.device_values, self.device_grad)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lepton_mpi.models.family import LinearSpec, ModelSpec
 from lepton_mpi.nn.parameter import ParameterBlock, cut_parameter
@@ -31,16 +32,16 @@ def balance_stages(costs: Sequence[int], stages: int) -> tuple[tuple[int, int], 
         row, at = [float("inf")] * (num + 1), [0] * (num + 1)
         for i in range(s, num + 1):
             for j in range(s - 1, i):
-                cost = max(best[s - 1][j], prefix[i] - prefix[j])
-                if cost < row[i]:
-                    row[i], at[i] = cost, j
+                dearest = max(best[s - 1][j], prefix[i] - prefix[j])
+                if dearest < row[i]:
+                    row[i], at[i] = dearest, j
         best.append(row)
         cut.append(at)
     bounds = [num]
     for s in range(stages, 0, -1):
         bounds.append(cut[s][bounds[-1]])
     bounds.reverse()
-    return tuple(zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(pairwise(bounds))
 
 
 @dataclass(frozen=True)

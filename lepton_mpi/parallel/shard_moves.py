@@ -13,9 +13,9 @@ import numpy as np
 
 from lepton_mpi.comm.reduction import gather_features, sum_in_rank_order
 from lepton_mpi.nn.move import Move, Stay
-from lepton_mpi.runtime.ranges import split_range
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.runtime.ranges import split_range
 
 
 class ReplicateToShards(Move):

@@ -17,9 +17,7 @@ from lepton_mpi.parallel.node_parameters import NodeParameters
 class WeightGatherer:
     """Bring whole parameters to rank 0, one at a time."""
 
-    def __init__(
-        self, grid: ProcessGrid, memory: NodeParameters, layouts: Mapping[tuple[int, int], ParameterLayout]
-    ) -> None:
+    def __init__(self, grid: ProcessGrid, memory: NodeParameters, layouts: Mapping[tuple[int, int], ParameterLayout]) -> None:
         """Find out who holds what. Local.
 
         Args:

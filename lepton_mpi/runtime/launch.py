@@ -10,7 +10,7 @@ from lepton_mpi.errors import LeptonError
 from lepton_mpi.runtime.failure import FailureReport, end_with_error
 from lepton_mpi.runtime.mpi import MPI, launched_rank, start_mpi
 
-# What a command does on every rank: gets the world and the report, returns the exit code.
+# What a command does on every rank: gets a duplicate of the world of its own and the report, returns the exit code.
 Command = Callable[[MPI.Intracomm, FailureReport], int]
 
 
@@ -18,7 +18,7 @@ def run_command(command: Command) -> int:
     """Run a command on this rank and return its exit code. Collective over the world.
 
     Args:
-        command: called with the world communicator and a report of failures.
+        command: called with all ranks and a report of failures.
 
     Returns:
         The command's own code; 2 for mistakes of the user, 1 for failures of the run, if all
@@ -33,7 +33,7 @@ def run_command(command: Command) -> int:
     comm = world.Dup()
     report = FailureReport(comm.Get_rank())
     try:
-        code = command(world, report)
+        code = command(world.Dup(), report)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; nothing is wrong with the run.

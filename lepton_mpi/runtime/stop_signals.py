@@ -1,4 +1,4 @@
-"""Turn SIGINT and SIGTERM into a request to stop at the next step boundary."""
+"""Turn SIGINT, SIGTERM and SIGUSR1 into a request to stop at the next step boundary."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1: launchers that kill their ranks soon after SIGTERM hand it on without doing so.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopSignals:
-    """Catch SIGINT and SIGTERM while the context is open.
+    """Catch SIGINT, SIGTERM and SIGUSR1 while the context is open.
 
     The first one asks for a stop; a second SIGINT ends the process at once, as users expect.
 

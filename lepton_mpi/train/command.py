@@ -38,13 +38,13 @@ from lepton_mpi.train.step import StepMetrics
 _log = logging.getLogger(__name__)
 
 
-def run_training(world: MPI.Intracomm, config: Config, num_threads: int, report: FailureReport) -> int:
+def run_training(comm: MPI.Intracomm, config: Config, num_threads: int, report: FailureReport) -> int:
     """Train as configured and return the exit code.
 
-    Collective over world.
+    Collective over comm.
 
     Args:
-        world: all ranks.
+        comm: all ranks.
         config: the checked configuration.
         num_threads: threads a rank, for the banner.
         report: where failures are said.
@@ -53,10 +53,9 @@ def run_training(world: MPI.Intracomm, config: Config, num_threads: int, report:
         LeptonError: anything that ends the run, on all ranks alike.
     """
     begin = time.monotonic()
-    comm = world.Dup()
     with StopSignals() as stop:
         splits = open_datasets(config.data, comm)
-        run = build_run(world, config, splits)
+        run = build_run(comm, config, splits)
         path = _open_folder(comm, config)
         report.set_logs(path / "logs")
         folder = RunFolder(path) if comm.Get_rank() == 0 else None
@@ -74,7 +73,6 @@ def run_training(world: MPI.Intracomm, config: Config, num_threads: int, report:
                 view.close()
             comm.Barrier()  # from here on ranks may end without being missed
     run.free()
-    comm.Free()
     return code
 
 
@@ -100,7 +98,8 @@ def _train(
         folder.truncate_metrics(state.step)
         folder.write_config(format_toml(_resolved(run)))
         view.begin(_banner(run, path, num_threads, num_hosts, driver), state, run.training.num_steps, newest)
-    _log.info("starting at step %d of %d, %.2f s after launch of this rank", state.step, run.training.num_steps, time.monotonic() - begin)
+    ready_s = time.monotonic() - begin
+    _log.info("starting at step %d of %d, ready after %.2f s", state.step, run.training.num_steps, ready_s)
     outcome = train(run, state, checkpoints, lambda: bool(stop.requested), view)
     digest = run.network.weights.sha256()
     if folder is not None:
@@ -170,7 +169,9 @@ class _View(Watcher):
     def end(self, summary: Summary, path: Path, signal: str) -> None:
         """Show the result."""
         self._progress.close()
-        what = f"stopped by {signal or 'another rank'} at step {summary.step}" if summary.status == "interrupted" else "finished"
+        what = "finished"
+        if summary.status == "interrupted":
+            what = f"stopped on request ({signal or 'to another rank'}) at step {summary.step}"
         result = f"test accuracy {summary.eval.accuracy:.4f}, " if summary.eval is not None else ""
         self._say(
             f"{what}: {result}train loss {summary.train_loss:.4f}, {summary.step} steps in {summary.wall_seconds:.1f} s, "

@@ -96,9 +96,7 @@ class _Means:
 
 
 @collective("grid.world")
-def train(
-    run: Run, state: TrainState, checkpoints: Path | None, stop_requested: Callable[[], bool], watcher: Watcher
-) -> Outcome:
+def train(run: Run, state: TrainState, checkpoints: Path | None, stop_requested: Callable[[], bool], watcher: Watcher) -> Outcome:
     """Train from a state to the last step of a run.
 
     Collective over grid.world.

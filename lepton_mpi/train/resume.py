@@ -110,8 +110,8 @@ def read_normalisation(reader: CheckpointReader) -> Normalisation:
         CheckpointError: the checkpoint does not say.
     """
     prefix = _NORMALISATION + "/"
-    paths = [path for path in reader.tensors if path.startswith(prefix)]
-    arrays = {path.removeprefix(prefix): reader.read(path, (0,) * len(info.shape), info.shape) for path, info in reader.tensors.items() if path in paths}
+    found = {path: info.shape for path, info in reader.tensors.items() if path.startswith(prefix)}
+    arrays = {path.removeprefix(prefix): reader.read(path, (0,) * len(shape), shape) for path, shape in found.items()}
     return Normalisation.from_arrays(arrays)
 
 

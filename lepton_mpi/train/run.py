@@ -9,6 +9,7 @@ from lepton_mpi.comm.agreement import raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import GridShape
 from lepton_mpi.config.schema import Config, TrainConfig
+from lepton_mpi.data.augmentation import choose_max_shift
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.normalisation import Normalisation, measure_normalisation
 from lepton_mpi.data.sampler import Sampler
@@ -22,8 +23,6 @@ from lepton_mpi.runtime.threads import ranks_on_node, usable_cores
 from lepton_mpi.train.inference import inference_loader
 from lepton_mpi.train.network import Network, build_network, choose_shape, declare_model
 from lepton_mpi.train.step import Training
-
-_DIGITS_SHIFT = 1  # pixels; an 8x8 digit fills its frame, and loses its outline when moved further
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,12 @@ def build_run(world: MPI.Intracomm, config: Config, splits: DataSplits) -> Run:
     shape = choose_shape(config.grid, model, world.Get_size())
     xp = _device(world, config)
     optimizer = make_optimizer(config.optimizer)
-    network = build_network(
-        world, shape, config.grid.ranks_per_node, model, optimizer.slot_names, config.reduce.bucket_mib, xp
-    )
+    network = build_network(world, shape, config.grid.ranks_per_node, model, optimizer.slot_names, config.reduce.bucket_mib, xp)
     grid, memory = network.grid, network.memory
     memory.initialise(grid, config.train.seed)
     spin = grid.node.Get_size() <= usable_cores()
     exchange = GradientExchange(grid, memory, config.reduce.mode, network.bounds, config.reduce.timeout_s, spin)
     normalisation = measure_normalisation(train_set, config.data.normalise, grid.world)
-    max_shift = config.data.max_shift
     loader = Loader(
         train_set,
         Sampler(train_set.num_samples, config.train.seed),
@@ -103,7 +99,7 @@ def build_run(world: MPI.Intracomm, config: Config, splits: DataSplits) -> Run:
         data_index=grid.data_index,
         data_size=shape.data,
         micro_batches=choose_micro_batches(config.train, shape),
-        max_shift=max_shift if max_shift >= 0 else _DIGITS_SHIFT * (config.data.format == "digits"),
+        max_shift=choose_max_shift(config.data, train_set.input_shape),
         seed=config.train.seed,
         want_inputs=grid.is_first_stage,
         want_labels=grid.is_last_stage,
@@ -135,9 +131,5 @@ def _device(world: MPI.Intracomm, config: Config) -> object:
         module = select_device(config.run.device, world.Get_rank() % max(ranks_on_node(), 1))
     except Exception as found:
         error = found
-    comm = world.Dup()
-    try:
-        raise_together(comm, error)
-    finally:
-        comm.Free()
+    raise_together(world, error)
     return module

@@ -12,10 +12,10 @@ from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import OptimizerConfig
 from lepton_mpi.data.loader import Batch, Loader
 from lepton_mpi.errors import NonFiniteError
+from lepton_mpi.ops.sum_of_squares import sum_of_squares
 from lepton_mpi.optim.clipping import clip_scale
 from lepton_mpi.optim.optimizer import Optimizer
 from lepton_mpi.optim.schedule import learning_rate
-from lepton_mpi.ops.sum_of_squares import sum_of_squares
 from lepton_mpi.parallel.gradient_exchange import GradientExchange
 from lepton_mpi.parallel.pipeline import LocalLoss, MicroBatches
 from lepton_mpi.train.network import Network
