@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -43,11 +44,20 @@ class FailureReport:
         """Forget the failure of an earlier run in the same folder. Local, on one rank."""
         (logs / "failure.txt").unlink(missing_ok=True)
 
-    def say(self, text: str) -> None:
-        """Write the message to standard error and to `failure.txt`, unless another rank was first. Local."""
-        if self._claim(text):
-            sys.stderr.write(text.rstrip() + "\n")
-            sys.stderr.flush()
+    def say(self, text: str, rank: int | None = None) -> None:
+        """Write the message to standard error, `failure.txt` and a rank's log, unless another rank was first. Local.
+
+        Args:
+            text: what happened.
+            rank: whose log, which the message names; None: this rank's.
+        """
+        if not self._claim(text):
+            return
+        sys.stderr.write(text.rstrip() + "\n")
+        sys.stderr.flush()
+        if self.has_logs:
+            with contextlib.suppress(OSError), open(self.log_of(self._rank if rank is None else rank), "a") as log:
+                log.write(text.rstrip() + "\n")
 
     def describe(self, error: BaseException) -> str:
         """Return one message for an error: where, what, and which log tells more. Local."""
@@ -162,7 +172,8 @@ class PeerWatch:
         log = f"\nlog: {self._report.log_of(rank)}" if self._report.has_logs else ""
         self._report.say(
             f"lepton_mpi: rank {rank} on {socket.gethostname()} (process {pid}) died{where} without a word: killed by a signal, by "
-            f"the batch system, or out of memory. Ending the job; start it again with the same --run.dir to resume{log}"
+            f"the batch system, or out of memory. Ending the job; start it again with the same --run.dir to resume{log}",
+            rank,
         )
         time.sleep(_LAUNCHER_S)
         os._exit(1)

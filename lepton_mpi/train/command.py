@@ -97,6 +97,8 @@ def _train(
     if folder is not None:
         folder.truncate_metrics(state.step)
         folder.write_config(format_toml(_resolved(run)))
+        begun = Outcome(state, False, math.nan, None, 0.0, 0.0)
+        folder.write_summary(_summary(run, begun, "running", "", 0.0))  # what a killed job leaves
         view.begin(_banner(run, path, num_threads, num_hosts, driver), state, run.training.num_steps, newest)
     ready_s = time.monotonic() - begin
     _log.info("starting at step %d of %d, ready after %.2f s", state.step, run.training.num_steps, ready_s)
