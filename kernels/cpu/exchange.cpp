@@ -27,7 +27,9 @@ void check(int code, const char* call) {
   throw std::runtime_error(std::string(call) + " failed: " + std::string(text, static_cast<std::size_t>(length)));
 }
 
-constexpr int kTagsPerBucket = 2;  // one a phase
+constexpr int kTagsPerBucket = 2;      // one a phase
+constexpr double kLongSleep_s = 0.1;      // any change wakes the sleeper; this bounds a lost wake-up
+constexpr double kShortSleep_s = 50e-6;  // about the time of a message
 
 }  // namespace
 
@@ -109,10 +111,13 @@ void Exchange::finish() {
       continue;
     }
     const auto asleep = Clock::now();
-    if (exchanging())
-      ::sched_yield();  // MPI moves only while it is called, so no long sleep here
+    // MPI moves only while it is called, so while it has something to move the sleep is short.
+    if (!exchanging())
+      signals_.sleep(ticket, kLongSleep_s);
+    else if (options_.spin_s > 0)
+      ::sched_yield();
     else
-      signals_.sleep(ticket, 0.1);
+      signals_.sleep(ticket, kShortSleep_s);
     stats_.wait_s += seconds_since(asleep);
     if (seconds_since(last_move) > options_.timeout_s) {
       std::string who;

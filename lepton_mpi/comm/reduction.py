@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.waiting import wait
 from lepton_mpi.runtime.mpi import MPI
 
 # Below this many bytes one message round beats two: everybody gathers everything. About the size
@@ -37,15 +38,17 @@ def sum_in_rank_order(comm: MPI.Intracomm, x: NDArray[Any]) -> NDArray[Any]:
         return x
     if x.nbytes * size <= _GATHER_NBYTES or x.size < size:
         parts = np.empty((size, *x.shape), x.dtype)
-        comm.Allgather(x, parts)
+        wait(comm.Iallgather(x, parts))
         return _add(parts)
     bounds = [x.size * r // size for r in range(size + 1)]
     counts, starts = np.diff(bounds).tolist(), bounds[:-1]
     own = counts[comm.Get_rank()]
     parts = np.empty((size, own), x.dtype)
-    comm.Alltoallv([x, counts, starts, _datatype(x)], [parts, [own] * size, [own * r for r in range(size)], _datatype(x)])
+    pieces = [parts, [own] * size, [own * r for r in range(size)], _datatype(x)]
+    wait(comm.Ialltoallv([x, counts, starts, _datatype(x)], pieces))
     total = np.empty(x.shape, x.dtype)
-    comm.Allgatherv(_add(parts), [total, counts, starts, _datatype(x)])
+    sums = _add(parts)
+    wait(comm.Iallgatherv(sums, [total, counts, starts, _datatype(x)]))
     return total
 
 
@@ -68,7 +71,8 @@ def gather_features(comm: MPI.Intracomm, x_BF: NDArray[Any], widths: list[int]) 
     batch = x_BF.shape[0]
     counts = [batch * width for width in widths]
     flat = np.empty(sum(counts), x_BF.dtype)
-    comm.Allgatherv(np.ascontiguousarray(x_BF), [flat, counts, _datatype(x_BF)])
+    own = np.ascontiguousarray(x_BF)
+    wait(comm.Iallgatherv(own, [flat, counts, _datatype(x_BF)]))
     ends = np.cumsum(counts)[:-1]
     blocks = [part.reshape(batch, width) for part, width in zip(np.split(flat, ends), widths, strict=True)]
     return np.concatenate(blocks, axis=1)

@@ -10,6 +10,7 @@ import numpy as np
 
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
+from lepton_mpi.comm.waiting import wait
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.ops.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_backward
 from lepton_mpi.parallel.schedule import Action, Kind, forward_only, one_forward_one_backward
@@ -57,12 +58,13 @@ class _Mail:
     def receive(self, shape: tuple[int, int], source: int, tag: int, like: Any) -> Any:
         """Wait for a message."""
         host = np.empty(shape, np.float32)
-        self._comm.Recv(host, source, tag)
+        wait(self._comm.Irecv(host, source, tag))
         return like.asarray(host)
 
     def flush(self) -> None:
         """Wait until all that was sent has left."""
-        MPI.Request.Waitall([request for request, _ in self._pending])
+        for request, _ in self._pending:
+            wait(request)
         self._pending.clear()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 
 _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Ranks on this node, as launchers tell: Open MPI, MPICH's hydra, Intel MPI and MVAPICH, Slurm.
@@ -39,6 +40,12 @@ def ranks_on_node() -> int:
         if value.isdigit() and int(value) > 0:
             return int(value)
     return 1
+
+
+@cache
+def is_oversubscribed() -> bool:
+    """Return whether this node has more ranks than cores, as far as the launcher tells. Local; a fact of the job."""
+    return ranks_on_node() > usable_cores()
 
 
 def usable_cores() -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.waiting import wait
 from lepton_mpi.data.dataset import Dataset
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.normalisation import Normalisation
@@ -55,7 +56,7 @@ def evaluate(network: Network, loader: Loader) -> ClassificationMetrics:
     confusion = np.zeros((num_classes, num_classes), np.int64)
     for piece in _forward(network, loader):
         confusion += confusion_matrix(piece.labels, piece.outputs.argmax(axis=1), num_classes)
-    network.grid.world.Allreduce(MPI.IN_PLACE, confusion, MPI.SUM)
+    wait(network.grid.world.Iallreduce(MPI.IN_PLACE, confusion, MPI.SUM))
     return classification_metrics(confusion)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.waiting import wait
 from lepton_mpi.config.schema import OptimizerConfig
 from lepton_mpi.data.loader import Batch, Loader
 from lepton_mpi.errors import NonFiniteError
@@ -123,7 +124,7 @@ def _vote(training: Training, state: TrainState, local: LocalLoss, stop_requeste
     counts = grid.shard_index == 0  # the shards of the last stage all compute the same loss
     mine = np.array([local.loss if counts else 0.0, local.num_correct if counts else 0, square, stop_requested])
     votes = np.empty((grid.size, mine.size))
-    grid.world.Allgather(mine, votes)
+    wait(grid.world.Iallgather(mine, votes))
     finite = np.isfinite(votes[:, :3]).all(axis=1)
     if not finite.all():
         rank = int(np.argmin(finite))
