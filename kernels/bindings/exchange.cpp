@@ -67,10 +67,14 @@ void bind_exchange(py::module_& m) {
            py::arg("num_owners"), py::arg("peers"), py::arg("codec"), py::arg("bounds"), py::arg("timeout_s"),
            py::arg("spin_s"))
       .def_static("signal_nbytes", &Exchange::signal_nbytes, py::arg("num_ranks"), py::arg("num_buckets"))
-      .def("start", [](ExchangeHandle& h, int bucket) { h.exchange->start(bucket); }, py::arg("bucket"), unlocked)
-      .def("progress", [](ExchangeHandle& h) { return h.exchange->progress(); }, unlocked)
-      .def("finish", [](ExchangeHandle& h) { h.exchange->finish(); }, unlocked)
-      .def("publish", [](ExchangeHandle& h) { h.exchange->publish(); }, unlocked)
+      .def(
+          "start", [](ExchangeHandle& h, int bucket) { h.exchange->start(bucket); }, py::arg("bucket"), unlocked)
+      .def(
+          "progress", [](ExchangeHandle& h) { return h.exchange->progress(); }, unlocked)
+      .def(
+          "finish", [](ExchangeHandle& h) { h.exchange->finish(); }, unlocked)
+      .def(
+          "publish", [](ExchangeHandle& h) { h.exchange->publish(); }, unlocked)
       .def(
           "owned",
           [](const ExchangeHandle& h, int bucket) {

@@ -15,9 +15,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 void check(int code, const char* call) {
   if (code == MPI_SUCCESS) return;
@@ -27,8 +25,8 @@ void check(int code, const char* call) {
   throw std::runtime_error(std::string(call) + " failed: " + std::string(text, static_cast<std::size_t>(length)));
 }
 
-constexpr int kTagsPerBucket = 2;      // one a phase
-constexpr double kLongSleep_s = 0.1;      // any change wakes the sleeper; this bounds a lost wake-up
+constexpr int kTagsPerBucket = 2;        // one a phase
+constexpr double kLongSleep_s = 0.1;     // any change wakes the sleeper; this bounds a lost wake-up
 constexpr double kShortSleep_s = 50e-6;  // about the time of a message
 
 }  // namespace
@@ -143,9 +141,8 @@ bool Exchange::all_done() const {
 }
 
 bool Exchange::exchanging() const {
-  return std::any_of(buckets_.begin(), buckets_.end(), [](const Bucket& b) {
-    return b.state == State::scattering || b.state == State::gathering;
-  });
+  return std::any_of(buckets_.begin(), buckets_.end(),
+                     [](const Bucket& b) { return b.state == State::scattering || b.state == State::gathering; });
 }
 
 bool Exchange::advance(int index) {
@@ -183,9 +180,7 @@ void Exchange::sum_in_node(Bucket& bucket) {
   stats_.reduced_values += bucket.owned.size();
 }
 
-Extent Exchange::piece(const Bucket& bucket, int peer) const {
-  return part(bucket.owned, num_peers_, peer, kBlock);
-}
+Extent Exchange::piece(const Bucket& bucket, int peer) const { return part(bucket.owned, num_peers_, peer, kBlock); }
 
 void Exchange::send(Bucket& bucket, const void* data, std::size_t nbytes, int peer, int tag) {
   if (nbytes == 0) return;

@@ -19,9 +19,7 @@ constexpr std::size_t kCacheLine = 64;  // rows of different ranks never share o
 
 using Clock = std::chrono::steady_clock;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 std::size_t round_up(std::size_t nbytes) { return (nbytes + kCacheLine - 1) / kCacheLine * kCacheLine; }
 
@@ -38,7 +36,7 @@ static_assert(sizeof(std::atomic<std::uint32_t>) == 4, "a futex word has 32 bits
 }  // namespace
 
 struct alignas(kCacheLine) Signals::Header {
-  std::atomic<std::uint32_t> event;    // counts all changes; the futex word
+  std::atomic<std::uint32_t> event;     // counts all changes; the futex word
   std::atomic<std::uint32_t> sleepers;  // so that nobody pays for waking nobody
 };
 
@@ -111,8 +109,8 @@ void Signals::wait(int counter, std::uint32_t value, double timeout_s, const cha
     if (all_reached(counter, value)) return;
     const double waited_s = seconds_since(start);
     if (waited_s > timeout_s)
-      throw StallError("waited " + std::to_string(static_cast<int>(waited_s)) + " s for " + what +
-                       " of data rank(s) " + missing(counter, value) + " of this node");
+      throw StallError("waited " + std::to_string(static_cast<int>(waited_s)) + " s for " + what + " of data rank(s) " +
+                       missing(counter, value) + " of this node");
     sleep(now, 0.1);  // a bound, in case a sleeper died between its two counts
   }
 }
