@@ -1,0 +1,93 @@
+"""Compare what a data file holds with the digests its writers took of their memory."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_mpi.checkpoint.failure import failing_together
+from lepton_mpi.checkpoint.hdf5 import DataFile
+from lepton_mpi.checkpoint.layout import DATA_FILE, describe_block, digest
+from lepton_mpi.checkpoint.manifest import check_frame, read_manifest
+from lepton_mpi.errors import CheckpointError
+from lepton_mpi.runtime.mpi import MPI
+
+
+def verify_checkpoint(comm: MPI.Intracomm, path: Path) -> None:
+    """Check every byte of a checkpoint, the extents dealt over the ranks by size.
+
+    Collective over comm. Rank 0 compares the manifest with itself and with all of the file that is
+    not tensor elements; only then does HDF5 open it, and each rank reads its share of the extents.
+
+    Args:
+        comm: communicator that shares the reading.
+        path: directory of the checkpoint, visible to all ranks.
+
+    Raises:
+        CheckpointError: on all ranks alike; names the file, and the tensor and extent where one differs.
+    """
+    with failing_together(comm, f"verify {path}"):
+        if comm.rank == 0:
+            check_frame(path, read_manifest(path))
+    with failing_together(comm, f"verify {path}"), DataFile(path / DATA_FILE) as data:
+        paths, table = data.extent_table()
+        verify_extents(data, paths, table[_deal(data, paths, table, comm.size) == comm.rank])
+
+
+def read_back(comm: MPI.Intracomm, file: Path) -> None:
+    """Check a data file just written: each rank verifies the extents of the rank before it.
+
+    Collective over comm. A writer's own cache would show it what it meant to write, so a neighbour
+    looks: the one defence against MPI-IO that loses data (open-mpi/ompi issue 12718).
+
+    Raises:
+        CheckpointError: an extent differs from its writer's memory.
+    """
+    with failing_together(comm, f"read back {file}"), DataFile(file) as data:
+        paths, table = data.extent_table()
+        verify_extents(data, paths, table[(table["writer"] + 1) % comm.size == comm.rank])
+
+
+def verify_extents(data: DataFile, paths: list[str], rows: NDArray[np.void]) -> None:
+    """Compare some extents with their digests. Local.
+
+    Raises:
+        CheckpointError: names the first extent that differs.
+    """
+    largest = max((math.prod(_block(data, paths, row)[2]) * _dtype(data, paths, row).itemsize for row in rows), default=0)
+    scratch = np.empty(largest, np.uint8)
+    for row in rows:
+        path, starts, shape = _block(data, paths, row)
+        dtype = _dtype(data, paths, row)
+        out = scratch[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+        found, expected = digest(data.read(path, starts, shape, out)), int(row["crc32"])
+        if found != expected:
+            raise CheckpointError(
+                f"{data.file}: tensor {path}, extent {describe_block(starts, shape)}: expected CRC-32 {expected:#010x}, "
+                f"found {found:#010x}; the file is damaged, use an older checkpoint"
+            )
+
+
+def _block(data: DataFile, paths: list[str], row: np.void) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    path = paths[int(row["tensor"])]
+    ndim = len(data.tensors[path].shape)
+    return path, tuple(row["starts"][:ndim].tolist()), tuple(row["shape"][:ndim].tolist())
+
+
+def _dtype(data: DataFile, paths: list[str], row: np.void) -> np.dtype[Any]:
+    return data.tensors[paths[int(row["tensor"])]].dtype
+
+
+def _deal(data: DataFile, paths: list[str], table: NDArray[np.void], parts: int) -> NDArray[np.int64]:
+    """Return which rank verifies each extent: consecutive ones, about equally many bytes a rank."""
+    itemsize = np.array([data.tensors[path].dtype.itemsize for path in paths], np.int64)
+    ndim = np.array([len(data.tensors[path].shape) for path in paths], np.int64)
+    unused = np.arange(table["shape"].shape[1]) >= ndim[table["tensor"]][:, None]
+    nbytes = np.where(unused, 1, table["shape"]).prod(axis=1) * itemsize[table["tensor"]]
+    middle = np.cumsum(nbytes) - nbytes / 2
+    owners: NDArray[np.int64] = (middle * parts // max(int(nbytes.sum()), 1)).astype(np.int64)
+    return owners

@@ -1,0 +1,134 @@
+"""What a checkpoint holds: file names, format version, tensor slices and the extents they are written in."""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_mpi.errors import CheckpointError
+
+FORMAT_MAJOR = 1  # readers refuse another one
+FORMAT_MINOR = 0  # readers accept any
+DATA_FILE = "data.h5"
+MANIFEST_FILE = "MANIFEST.json"
+META_GROUP = "/meta"
+TENSOR_INDEX = "/integrity/tensors"
+EXTENT_TABLE = "/integrity/extents"
+
+# One digest, one write call and one verification read each: small enough to share a tensor's verification
+# between ranks and to stay far below the 512 MiB (2 GiB in old releases) that a collective write can take.
+EXTENT_NBYTES = 64 * 2**20
+
+# Types that every HDF5 reader knows; others (bfloat16, fp8) are stored as the unsigned integer of their width.
+TENSOR_DTYPES = frozenset(
+    np.dtype(name)
+    for name in ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+)
+
+_PATH = re.compile(r"(/[A-Za-z0-9_\-.]+)+", re.ASCII)
+_RESERVED = ("meta", "integrity")
+
+
+class TensorInfo(NamedTuple):
+    """Global shape and dtype of one logical tensor."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSlice:
+    """What one rank holds of one logical tensor and must write.
+
+    Attributes:
+        path: where the tensor lies in the file, as "/param/layers.0.weight".
+        global_shape: shape of the logical tensor.
+        starts: where the block begins in the logical tensor, one index a dim.
+        array: the block, contiguous or strided, of one of `TENSOR_DTYPES`; it may be empty.
+    """
+
+    path: str
+    global_shape: tuple[int, ...]
+    starts: tuple[int, ...]
+    array: NDArray[Any]
+
+    def check(self) -> None:
+        """Refuse a slice that no file could hold. Local.
+
+        Raises:
+            CheckpointError: the path, the dtype or the bounds of the block are impossible.
+        """
+        parts = self.path.split("/")
+        if not _PATH.fullmatch(self.path) or {".", ".."} & set(parts) or parts[1] in _RESERVED:
+            raise CheckpointError(
+                f"tensor path {self.path!r}: expected /group/name of letters, digits, '_', '-' and '.', "
+                "outside /meta and /integrity"
+            )
+        if self.array.dtype not in TENSOR_DTYPES or not self.array.dtype.isnative:
+            raise CheckpointError(
+                f"tensor {self.path}: dtype {self.array.dtype.str} cannot be stored; expected one of "
+                f"{', '.join(sorted(str(dtype) for dtype in TENSOR_DTYPES))} in native byte order; "
+                "view others as unsigned integers"
+            )
+        if not block_fits(self.starts, self.array.shape, self.global_shape):
+            raise CheckpointError(
+                f"tensor {self.path}: a block of shape {self.array.shape} at {self.starts} "
+                f"does not lie in the global shape {self.global_shape}"
+            )
+
+    def extents(self) -> Iterator[Extent]:
+        """Cut the block into extents of at most `EXTENT_NBYTES`; none for an empty block. Local."""
+        for starts, array in _cut(self.starts, self.array):
+            yield Extent(self.path, starts, array, digest(array))
+
+
+@dataclass(frozen=True, eq=False)
+class Extent:
+    """A piece of a slice: the unit of writing, digesting and verifying."""
+
+    path: str
+    starts: tuple[int, ...]
+    array: NDArray[Any]
+    digest: int
+
+
+def digest(array: NDArray[Any]) -> int:
+    """Return the CRC-32 (ISO-HDLC, as in zlib) of an array's elements in C order. Local."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def block_fits(starts: Sequence[int], shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Say whether a block lies inside a tensor of shape `whole`. Local."""
+    return len(starts) == len(shape) == len(whole) and all(
+        min(start, length) >= 0 and start + length <= limit for start, length, limit in zip(starts, shape, whole, strict=True)
+    )
+
+
+def describe_block(starts: Sequence[int], shape: Sequence[int]) -> str:
+    """Return a block as `[0:16, 8:24]`. Local."""
+    return "[" + ", ".join(f"{start}:{start + length}" for start, length in zip(starts, shape, strict=True)) + "]"
+
+
+def _cut(starts: tuple[int, ...], array: NDArray[Any], dim: int = 0) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
+    """Yield row ranges of a block, then ranges of later dims where a single row is too large."""
+    if array.nbytes <= EXTENT_NBYTES or dim == array.ndim:
+        if array.size:
+            yield starts, array
+        return
+    length = array.shape[dim]
+    step = max(1, EXTENT_NBYTES * length // array.nbytes)
+    for start in range(0, length, step):
+        piece = array[(slice(None),) * dim + (slice(start, start + step),)]
+        yield from _cut((*starts[:dim], starts[dim] + start, *starts[dim + 1 :]), piece, dim + 1)

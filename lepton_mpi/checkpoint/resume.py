@@ -1,0 +1,51 @@
+"""Find the checkpoint to go on from."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from lepton_mpi.checkpoint.commit import list_checkpoints
+from lepton_mpi.checkpoint.failure import failing_together
+from lepton_mpi.checkpoint.integrity import verify_checkpoint
+from lepton_mpi.errors import CheckpointError
+from lepton_mpi.runtime.mpi import MPI
+
+
+def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger) -> Path | None:
+    """Return the newest checkpoint whose every byte is as it was written.
+
+    Collective over comm. Damaged ones are passed over with a warning from rank 0.
+
+    Args:
+        comm: communicator that shares the verification.
+        root: directory of the run's checkpoints; rank 0's counts.
+        log: where warnings go.
+
+    Returns:
+        Its directory, or None where no checkpoint was ever committed.
+
+    Raises:
+        CheckpointError: there are checkpoints, but all are damaged; starting over would bury them silently.
+    """
+    candidates: list[Path] = []
+    with failing_together(comm, f"list the checkpoints in {root}"):
+        if comm.rank == 0:
+            candidates = list_checkpoints(Path(root).absolute())
+    candidates = comm.bcast(candidates, root=0)
+    reasons = []
+    for path in candidates:
+        try:
+            verify_checkpoint(comm, path)
+        except CheckpointError as error:
+            reasons.append(str(error))
+            if comm.rank == 0:
+                log.warning("CHECKPOINT %s IS DAMAGED and is passed over for an older one: %s", path.name, error)
+        else:
+            return path
+    if reasons:
+        raise CheckpointError(
+            f"{root}: none of the {len(reasons)} checkpoints can be used. Repair one, or move them away to start over. "
+            + "; ".join(reasons)
+        )
+    return None

@@ -1,0 +1,122 @@
+"""Write a checkpoint with all ranks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lepton_mpi
+from lepton_mpi.checkpoint.commit import commit, committed_path, make_temporary, sync
+from lepton_mpi.checkpoint.drivers import choose_driver, write_direct, write_mpio
+from lepton_mpi.checkpoint.failure import failing_together
+from lepton_mpi.checkpoint.hdf5 import AttributeValue, create_data_file
+from lepton_mpi.checkpoint.integrity import read_back
+from lepton_mpi.checkpoint.layout import DATA_FILE, FORMAT_MAJOR, FORMAT_MINOR, TensorSlice
+from lepton_mpi.checkpoint.manifest import Manifest, digest_ranges, frame_ranges
+from lepton_mpi.checkpoint.plan import WritePlan, make_plan
+from lepton_mpi.checkpoint.space import reserve_space
+from lepton_mpi.errors import CheckpointError
+from lepton_mpi.runtime.mpi import MPI
+
+
+def write_checkpoint(
+    comm: MPI.Intracomm,
+    root: Path,
+    step: int,
+    slices: Sequence[TensorSlice],
+    attributes: Mapping[str, AttributeValue],
+    driver: str = "auto",
+) -> Path:
+    """Write, verify and commit a checkpoint; when this returns, it survives a crash of all nodes.
+
+    Collective over comm. A checkpoint of the same step is replaced. If anything fails, on whatever rank,
+    all ranks raise, nothing new is committed, and the older checkpoints are as they were.
+
+    Args:
+        comm: communicator whose ranks hold the tensors.
+        root: directory of the run's checkpoints, on a file system all ranks see; rank 0's counts.
+        step: global step, from 0; rank 0's counts.
+        slices: what this rank writes. Over all ranks they cover each element of each tensor exactly once; a
+            rank may pass none. The arrays must not change during the call.
+        attributes: what else to remember, in `/meta`; rank 0's count.
+        driver: "mpio", "direct" or "auto" (see `drivers.choose_driver`); rank 0's counts.
+
+    Returns:
+        The directory of the checkpoint, `root/step-<9 digits>`.
+
+    Raises:
+        CheckpointError: the slices do not fit each other, or the file system failed.
+    """
+    with failing_together(comm, f"find {root}"):
+        root = Path(root).absolute()
+    root, step, driver = comm.bcast((root, step, driver), root=0)
+    driver = choose_driver(comm, driver)
+    plan = make_plan(comm, slices)
+    temporary: Path | None = None
+    with failing_together(comm, f"create a checkpoint in {root}"):
+        if comm.rank == 0:
+            temporary = make_temporary(root, step)
+    temporary = comm.bcast(temporary, root=0)
+    assert temporary is not None
+    try:
+        file = temporary / DATA_FILE
+        offsets: dict[str, int] = {}
+        with failing_together(comm, f"create {file}"):
+            if comm.rank == 0:
+                offsets = create_data_file(file, plan.tensors, _meta(step, attributes), plan.table)
+                reserve_space(file)
+        offsets = comm.bcast(offsets, root=0)
+        _write_data(comm, file, plan, offsets, driver)
+        read_back(comm, file)
+        with failing_together(comm, f"commit {temporary}"):
+            if comm.rank == 0:
+                commit(temporary, root, _describe(file, step, plan, offsets))
+        return committed_path(root, step)
+    except BaseException:
+        if comm.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _write_data(comm: MPI.Intracomm, file: Path, plan: WritePlan, offsets: Mapping[str, int], driver: str) -> None:
+    """Write all ranks' extents and force them to the disk. Collective over comm."""
+    if driver == "mpio":
+        write_mpio(comm, file, plan)
+    else:
+        with failing_together(comm, f"write {file}"):
+            write_direct(file, plan, offsets)
+    with failing_together(comm, f"sync {file}"):
+        sync(file)
+
+
+def _meta(step: int, attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """Return the attributes of `/meta`: the writer's own, then the caller's."""
+    own: dict[str, AttributeValue] = {
+        "format_major": FORMAT_MAJOR,
+        "format_minor": FORMAT_MINOR,
+        "writer": f"lepton_mpi {lepton_mpi.__version__}",
+        "step": step,
+    }
+    taken = sorted(own.keys() & attributes.keys())
+    if taken or step < 0:
+        raise CheckpointError(
+            f"step {step}, attributes {taken}: expected a step from 0 and attributes other than {', '.join(own)}, "
+            "which the writer sets"
+        )
+    return {**own, **attributes}
+
+
+def _describe(file: Path, step: int, plan: WritePlan, offsets: Mapping[str, int]) -> Manifest:
+    """Return the manifest of a data file that will not change any more."""
+    nbytes = file.stat().st_size
+    frame = frame_ranges(nbytes, [(offset, plan.tensors[path].nbytes) for path, offset in offsets.items()])
+    return Manifest(
+        step=step,
+        writer=f"lepton_mpi {lepton_mpi.__version__}",
+        data_nbytes=nbytes,
+        num_tensors=len(plan.tensors),
+        num_extents=len(plan.table),
+        frame=frame,
+        frame_sha256=digest_ranges(file, frame),
+    )
