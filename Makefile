@@ -50,7 +50,7 @@ help:
 	@echo 'make train    mpirun -n 16 python -m lepton_mpi.train; RANKS=4 ARGS="--train.steps 10"'
 	@echo 'make test     lint and all tests; PYTEST_ARGS="-k name"'
 	@echo 'make lint     ruff, mypy, import-linter, clang-format'
-	@echo 'make bench    the scripts in benchmarks/ that print JSON; RANKS=4 (default 2)'
+	@echo 'make bench    the scripts in benchmarks/; they start their ranks themselves and print JSON'
 	@echo 'make native   rebuild the C++ extension in place'
 	@echo 'make clean    remove builds and caches (.venv stays)'
 
@@ -86,11 +86,10 @@ test: setup
 	$(PYTEST) tests/native tests/gpu tests/slurm || status=1; \
 	exit $$status
 
-bench: export RANKS := $(if $(filter file,$(origin RANKS)),2,$(RANKS))
 bench: setup
 	@for script in benchmarks/*.py; do \
-	  echo "mpirun -n $$RANKS python $$script" >&2; \
-	  timeout -k 10 1800 mpirun -n $$RANKS python $$script $(ARGS) || exit 1; \
+	  echo "python $$script" >&2; \
+	  timeout -k 10 1800 python $$script $(ARGS) || exit 1; \
 	done
 
 clean:

@@ -18,7 +18,7 @@ from lepton_mpi.checkpoint.integrity import verify_checkpoint
 from lepton_mpi.checkpoint.layout import DATA_FILE, MANIFEST_FILE, TensorSlice
 from lepton_mpi.checkpoint.reader import CheckpointReader
 from lepton_mpi.checkpoint.resume import find_resumable
-from lepton_mpi.checkpoint.slices import split_rows
+from lepton_mpi.runtime.ranges import split_range
 from lepton_mpi.checkpoint.writer import write_checkpoint
 from lepton_mpi.errors import CheckpointError
 
@@ -29,7 +29,7 @@ MPIO_RESERVED = [pytest.param("mpio", True, marks=pytest.mark.skipif(bool(mpio_o
 
 
 def make_slices(comm, rows=64, path="/param/w"):
-    start, stop = split_rows((rows,), comm.size, comm.rank)
+    start, stop = split_range(rows, comm.size, comm.rank)
     array = np.arange(rows * 8, dtype=np.float32).reshape(rows, 8)[start:stop]
     return [TensorSlice(path, (rows, 8), (start, 0), array)]
 

@@ -11,7 +11,7 @@ from lepton_mpi.checkpoint.drivers import mpio_obstacle
 from lepton_mpi.checkpoint.integrity import verify_checkpoint
 from lepton_mpi.checkpoint.layout import DATA_FILE, TensorSlice
 from lepton_mpi.checkpoint.reader import CheckpointReader
-from lepton_mpi.checkpoint.slices import split_rows
+from lepton_mpi.runtime.ranges import split_range
 from lepton_mpi.checkpoint.writer import write_checkpoint
 
 pytestmark = pytest.mark.mpi
@@ -39,18 +39,18 @@ def divide(path, whole, division, rank, size):
     if whole.ndim == 0 or division == "last_rank":
         return [TensorSlice(path, whole.shape, (0,) * whole.ndim, whole)] if rank == size - 1 else []
     if division == "rows" or whole.ndim == 1:
-        start, stop = split_rows(whole.shape, size, rank)
+        start, stop = split_range(whole.shape[0], size, rank)
         return [TensorSlice(path, whole.shape, (start,) + (0,) * (whole.ndim - 1), whole[start:stop])]
     if division == "columns":
-        start, stop = split_rows(whole.shape[1:], size, rank)
+        start, stop = split_range(whole.shape[1], size, rank)
         return [TensorSlice(path, whole.shape, (0, start) + (0,) * (whole.ndim - 2), whole[:, start:stop])]
     if division == "interleaved":
         rest = (0,) * (whole.ndim - 1)
         empty = TensorSlice(path, whole.shape, (0, *rest), whole[:0])
         return [empty, *(TensorSlice(path, whole.shape, (i, *rest), whole[i : i + 1]) for i in range(rank, len(whole), size))]
     row_parts = 2 if size % 2 == 0 else 1
-    top, bottom = split_rows(whole.shape, row_parts, rank % row_parts)
-    left, right = split_rows(whole.shape[1:], size // row_parts, rank // row_parts)
+    top, bottom = split_range(whole.shape[0], row_parts, rank % row_parts)
+    left, right = split_range(whole.shape[1], size // row_parts, rank // row_parts)
     return [TensorSlice(path, whole.shape, (top, left) + (0,) * (whole.ndim - 2), whole[top:bottom, left:right])]
 
 
@@ -89,7 +89,7 @@ def test_other_divisions_read_their_own_blocks(comm, root, loaded):
 @pytest.mark.parametrize("driver", DRIVERS)
 def test_strided_sources(comm, root, driver):
     whole = np.arange(24 * 10, dtype=np.float64).reshape(24, 10)
-    start, stop = split_rows(whole.shape, comm.size, comm.rank)
+    start, stop = split_range(whole.shape[0], comm.size, comm.rank)
     transposed = np.asfortranarray(whole)[start:stop]
     every_other = np.repeat(whole, 2, axis=1)[start:stop, ::2]
     slices = [TensorSlice("/a", whole.shape, (start, 0), transposed), TensorSlice("/b", whole.shape, (start, 0), every_other)]
@@ -138,7 +138,7 @@ def test_short_writes_are_completed(comm, root, monkeypatch):
 def test_same_step_is_replaced(comm, root):
     whole = np.arange(40.0)
     for factor in (1.0, 2.0):
-        start, stop = split_rows(whole.shape, comm.size, comm.rank)
+        start, stop = split_range(whole.shape[0], comm.size, comm.rank)
         path = write_checkpoint(comm, root, 3, [TensorSlice("/w", whole.shape, (start,), whole[start:stop] * factor)], {})
     with CheckpointReader(path) as reader:
         np.testing.assert_array_equal(reader.read("/w", (0,), (40,)), whole * 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -14,25 +13,7 @@ from lepton_mpi.checkpoint import layout, plan
 from lepton_mpi.checkpoint.drivers import _runs
 from lepton_mpi.checkpoint.layout import Extent, TensorInfo, TensorSlice, digest
 from lepton_mpi.checkpoint.plan import make_plan
-from lepton_mpi.checkpoint.slices import split_rows
 from lepton_mpi.errors import CheckpointError
-
-
-@given(st.lists(st.integers(0, 50), max_size=3), st.integers(1, 9))
-def test_split_rows_follows_array_split(shape, parts):
-    rows = shape[0] if shape else 1
-    expected = [(int(p[0]), int(p[-1]) + 1) if p.size else None for p in np.array_split(np.arange(rows), parts)]
-    received = [split_rows(shape, parts, i) for i in range(parts)]
-    assert [r if r[0] < r[1] else None for r in received] == expected
-    assert received[0][0] == 0
-    assert received[-1][1] == rows
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(received))
-
-
-@pytest.mark.parametrize(("parts", "index"), [(0, 0), (2, 2), (2, -1)])
-def test_split_rows_refuses_impossible_parts(parts, index):
-    with pytest.raises(ValueError, match="0 <= index < parts"):
-        split_rows((4,), parts, index)
 
 
 @pytest.mark.parametrize(
