@@ -38,17 +38,17 @@ def sum_in_rank_order(comm: MPI.Intracomm, x: NDArray[Any]) -> NDArray[Any]:
         return x
     if x.nbytes * size <= _GATHER_NBYTES or x.size < size:
         parts = np.empty((size, *x.shape), x.dtype)
-        wait(comm.Iallgather(x, parts))
+        wait(comm.Iallgather(x, parts), "the parts of a sum")
         return _add(parts)
     bounds = [x.size * r // size for r in range(size + 1)]
     counts, starts = np.diff(bounds).tolist(), bounds[:-1]
     own = counts[comm.Get_rank()]
     parts = np.empty((size, own), x.dtype)
     pieces = [parts, [own] * size, [own * r for r in range(size)], _datatype(x)]
-    wait(comm.Ialltoallv([x, counts, starts, _datatype(x)], pieces))
+    wait(comm.Ialltoallv([x, counts, starts, _datatype(x)], pieces), "the parts of a sum")
     total = np.empty(x.shape, x.dtype)
     sums = _add(parts)
-    wait(comm.Iallgatherv(sums, [total, counts, starts, _datatype(x)]))
+    wait(comm.Iallgatherv(sums, [total, counts, starts, _datatype(x)]), "the sums")
     return total
 
 
@@ -72,7 +72,7 @@ def gather_features(comm: MPI.Intracomm, x_BF: NDArray[Any], widths: list[int]) 
     counts = [batch * width for width in widths]
     flat = np.empty(sum(counts), x_BF.dtype)
     own = np.ascontiguousarray(x_BF)
-    wait(comm.Iallgatherv(own, [flat, counts, _datatype(x_BF)]))
+    wait(comm.Iallgatherv(own, [flat, counts, _datatype(x_BF)]), "the columns")
     ends = np.cumsum(counts)[:-1]
     blocks = [part.reshape(batch, width) for part, width in zip(np.split(flat, ends), widths, strict=True)]
     return np.concatenate(blocks, axis=1)

@@ -96,6 +96,11 @@ class OptimizerConfig:
     epsilon: float = key(1e-8, "adamw's guard against division by zero", low=0.0)
     schedule: str = key("cosine", "learning rate after the warm-up", choices=("constant", "cosine"))
     warmup_steps: int = key(0, "steps in which the learning rate rises linearly from 0", low=0)
+    decay_steps: int = key(
+        0,
+        "steps from the warm-up to the end of the cosine; 0: until train.epochs end, or train.steps where that is later",
+        low=0,
+    )
     min_lr: float = key(0.0, "learning rate at the end of the cosine", low=0.0)
     clip_norm: float = key(0.0, "largest global norm of the gradient; 0: no clipping", low=0.0)
 

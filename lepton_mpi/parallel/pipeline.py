@@ -58,13 +58,13 @@ class _Mail:
     def receive(self, shape: tuple[int, int], source: int, tag: int, like: Any) -> Any:
         """Wait for a message."""
         host = np.empty(shape, np.float32)
-        wait(self._comm.Irecv(host, source, tag))
+        wait(self._comm.Irecv(host, source, tag), f"the message of stage {source}")
         return like.asarray(host)
 
     def flush(self) -> None:
         """Wait until all that was sent has left."""
         for request, _ in self._pending:
-            wait(request)
+            wait(request, "the next stage to receive")
         self._pending.clear()
 
 

@@ -34,6 +34,7 @@ class Training:
         optimizer_config: learning rate, schedule and clipping.
         loader: batches of this data rank.
         num_steps: steps of the whole run.
+        decay_step: step at which the learning rate has fallen to its end.
     """
 
     network: Network
@@ -42,6 +43,7 @@ class Training:
     optimizer_config: OptimizerConfig
     loader: Loader
     num_steps: int
+    decay_step: int
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,11 @@ def train_step(training: Training, state: TrainState, stop_requested: bool) -> t
     network, exchange = training.network, training.exchange
     batch = training.loader.batch(state.epoch, state.position)  # local; depends on (seed, epoch, position) alone
     network.memory.zero_grad()
-    local = network.pipeline.train(to_device(batch, network.xp), exchange.layer_done(2))  # model axis; starts buckets
+    with np.errstate(over="ignore", invalid="ignore"):  # not a warning from each rank: the vote tells of it once, for all
+        local = network.pipeline.train(to_device(batch, network.xp), exchange.layer_done(2))  # model axis; starts buckets
     exchange.finish()  # data axis: the sum of the gradients, on the slices this rank owns
     vote = _vote(training, state, local, stop_requested, batch.num_global)  # whole grid
-    lr = learning_rate(training.optimizer_config, state.step, training.num_steps)
+    lr = learning_rate(training.optimizer_config, state.step, training.decay_step)
     _update(training, lr, clip_scale(vote.grad_norm, training.optimizer_config.clip_norm), state.step + 1)
     exchange.publish()  # data axis: everyone sees the new weights
     metrics = StepMetrics(vote.loss, vote.num_correct / batch.num_global, vote.grad_norm, lr, batch.num_global, vote.stop)
@@ -98,7 +101,7 @@ def train_step(training: Training, state: TrainState, stop_requested: bool) -> t
 def to_device(batch: Batch, xp: object) -> MicroBatches:
     """Return a batch as flat arrays where the model lives. Local."""
     move = getattr(xp, "asarray")  # noqa: B009 - xp is numpy or cupy
-    inputs = [move(x.reshape(len(x), -1)) for x in batch.inputs]
+    inputs = [move(x.reshape(len(x), math.prod(x.shape[1:]))) for x in batch.inputs]  # -1 would fail where a batch is empty
     labels = [move(y) for y in batch.labels]
     return MicroBatches(batch.sizes, inputs, labels, 1.0 / batch.num_global)
 
@@ -124,11 +127,12 @@ def _vote(training: Training, state: TrainState, local: LocalLoss, stop_requeste
     counts = grid.shard_index == 0  # the shards of the last stage all compute the same loss
     mine = np.array([local.loss if counts else 0.0, local.num_correct if counts else 0, square, stop_requested])
     votes = np.empty((grid.size, mine.size))
-    wait(grid.world.Iallgather(mine, votes))
-    finite = np.isfinite(votes[:, :3]).all(axis=1)
-    if not finite.all():
+    wait(grid.world.Iallgather(mine, votes), "the losses and norms")
+    finite_loss, finite_square = np.isfinite(votes[:, 0]), np.isfinite(votes[:, 2])
+    if not (finite_loss.all() and finite_square.all()):
+        # The sum has spread a rank's NaN to whoever owns slices of the gradient, so a loss tells better whose it was.
+        what, finite = ("gradient", finite_square) if finite_loss.all() else ("loss", finite_loss)
         rank = int(np.argmin(finite))
-        what = "gradient" if math.isfinite(votes[rank, 0]) else "loss"
         host = grid.world.bcast(socket.gethostname(), root=rank)
         raise NonFiniteError(
             f"the {what} became NaN or infinite at step {state.step} on rank {rank} ({host}), samples "
