@@ -70,6 +70,37 @@ def parse_arguments(argv: Sequence[str], allow_positional: bool = True) -> Argum
     return Arguments(config, print_config=print_config)
 
 
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[Key, Value]]]:
+    """Take the overrides out of a command line that has arguments of its own.
+
+    Local.
+
+    Args:
+        argv: arguments; those that begin with `--section.` are overrides, spelt as in `parse_arguments`.
+
+    Returns:
+        The other arguments and the checked overrides, each in their order.
+
+    Raises:
+        ConfigError: an override is unknown, malformed, or not admitted.
+    """
+    keys = list_keys()
+    own: list[str] = []
+    overrides: list[tuple[Key, Value]] = []
+    position = 0
+    while position < len(argv):
+        argument = argv[position]
+        following = argv[position + 1] if position + 1 < len(argv) else None
+        position += 1
+        if argument.startswith("--") and "." in argument.partition("=")[0]:
+            key, value, used_following = _read_override(argument, following, keys)
+            overrides.append((key, value))
+            position += used_following
+        else:
+            own.append(argument)
+    return own, overrides
+
+
 def build_config(values: dict[str, dict[str, Value]]) -> Config:
     """Return the default configuration with the given checked values in their places. Local."""
     default = Config()

@@ -5,6 +5,7 @@ Shapes: B samples asked for, N samples in all.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, final
 
@@ -103,6 +104,34 @@ class Subset(Dataset):
 
     def read_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         return self._dataset.read_labels(self._indices[indices])
+
+
+@final
+class Reshaped(Dataset):
+    """The samples of another data set in another shape of as many values, read in C order.
+
+    Args:
+        dataset: where the samples come from.
+        input_shape: shape of one sample.
+
+    Raises:
+        DataError: a sample has another number of values.
+    """
+
+    def __init__(self, dataset: Dataset, input_shape: tuple[int, ...]) -> None:
+        if math.prod(dataset.input_shape) != math.prod(input_shape):
+            raise DataError(
+                f"{dataset.name}: expected samples of shape {input_shape}, or flat ones of {math.prod(input_shape)} values, found "
+                f"{dataset.input_shape}: give data of the right shape"
+            )
+        super().__init__(dataset.name, dataset.num_samples, input_shape, dataset.num_classes)
+        self._dataset = dataset
+
+    def read_inputs(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        return self._dataset.read_inputs(indices).reshape(len(indices), *self.input_shape)
+
+    def read_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._dataset.read_labels(indices)
 
 
 def load_into_memory(dataset: Dataset) -> ArrayDataset:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.dataset import Dataset
 from lepton_mpi.errors import CheckpointError, DataError
 from lepton_mpi.runtime.mpi import MPI
@@ -67,6 +68,7 @@ class Normalisation:
         return cls(mean, std)
 
 
+@collective("comm")
 def measure_normalisation(dataset: Dataset, kind: str, comm: MPI.Intracomm) -> Normalisation:
     """Measure mean and standard deviation of a data set: over everything, or of each feature.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.csv import open_csv
 from lepton_mpi.data.dataset import Dataset, Subset
@@ -35,6 +37,7 @@ class DataSplits:
     test: Dataset
 
 
+@collective("comm")
 def open_datasets(config: DataConfig, comm: MPI.Intracomm) -> DataSplits:
     """Open the training and the test set.
 
@@ -49,15 +52,43 @@ def open_datasets(config: DataConfig, comm: MPI.Intracomm) -> DataSplits:
         DataError: a file is missing or malformed, on any rank.
         RankMismatchError: ranks found different data, as happens with copies on node-local disks.
     """
-    splits, error = None, None
+    train, test = open_together(lambda: _open_splits(config), comm)
+    return DataSplits(train, test)
+
+
+def open_test_set(config: DataConfig) -> Dataset:
+    """Open the test set alone; the training file is left closed unless the test samples are held out of it. Local.
+
+    Arguments and errors are those of `open_datasets`.
+    """
+    if config.test_path:
+        return _open_labelled(config, config.test_path, config.test_labels_path, config.num_classes)
+    return _open_splits(config)[1]
+
+
+@collective("comm")
+def open_together(open_local: Callable[[], Sequence[Dataset]], comm: MPI.Intracomm) -> Sequence[Dataset]:
+    """Open data sets on every rank, or raise on every rank.
+
+    Collective over comm.
+
+    Args:
+        open_local: opens them on this rank.
+        comm: all ranks that will read.
+
+    Raises:
+        LeptonError: what `open_local` raised, on any rank.
+        RankMismatchError: ranks found different data, as happens with copies on node-local disks.
+    """
+    datasets, error = None, None
     try:
-        splits = _open_splits(config)
+        datasets = open_local()
     except Exception as found:
         error = found
     raise_together(comm, error)
-    assert splits is not None
-    _check_agreement(splits, comm)
-    return splits
+    assert datasets is not None
+    _check_agreement(datasets, comm)
+    return datasets
 
 
 def open_inputs(path: str, format_hint: str, config: DataConfig) -> Dataset:
@@ -106,19 +137,19 @@ def hold_out(labels: NDArray[np.int64], fraction: float) -> NDArray[np.bool_]:
     return held
 
 
-def _open_splits(config: DataConfig) -> DataSplits:
+def _open_splits(config: DataConfig) -> tuple[Dataset, Dataset]:
     dataset = _open_labelled(config, config.path, config.labels_path, config.num_classes)
     if not config.test_path:
         held = hold_out(dataset.read_labels(np.arange(dataset.num_samples)), config.test_fraction)
         train, test = np.flatnonzero(~held), np.flatnonzero(held)
-        return DataSplits(Subset(dataset, train, f"{dataset.name} (training)"), Subset(dataset, test, f"{dataset.name} (test)"))
+        return Subset(dataset, train, f"{dataset.name} (training)"), Subset(dataset, test, f"{dataset.name} (test)")
     test_set = _open_labelled(config, config.test_path, config.test_labels_path, dataset.num_classes)
     if test_set.input_shape != dataset.input_shape:
         raise DataError(
             f"{config.test_path}: expected samples of shape {dataset.input_shape} as in {config.path}, found "
             f"{test_set.input_shape}: give a test file made like the training file"
         )
-    return DataSplits(dataset, test_set)
+    return dataset, test_set
 
 
 def _open_labelled(config: DataConfig, path: str, labels_path: str, num_classes: int) -> Dataset:
@@ -145,9 +176,10 @@ def _open(name: str, path: str, labels_path: str, config: DataConfig, num_classe
     raise ConfigError(f"data.format: expected digits, idx, npz, npy, csv or hdf5, found {name!r}: choose one of them")
 
 
-def _check_agreement(splits: DataSplits, comm: MPI.Intracomm) -> None:
+@collective("comm")
+def _check_agreement(datasets: Sequence[Dataset], comm: MPI.Intracomm) -> None:
     """Accept data that is the same on all ranks, as far as shapes and labels tell. Collective over comm."""
-    found = [_describe(dataset) for dataset in (splits.train, splits.test)]
+    found = [_describe(dataset) for dataset in datasets]
     everywhere: list[list[str]] = comm.allgather(found)
     for rank, other in enumerate(everywhere):
         if other != everywhere[0]:

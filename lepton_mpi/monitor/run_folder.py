@@ -47,6 +47,11 @@ def claim_folder(parent: Path, name: str) -> Path:
     return path
 
 
+def is_run_folder(path: Path) -> bool:
+    """Tell whether a folder is that of a training run. Local."""
+    return (path / _METRICS).is_file()
+
+
 @final
 class RunFolder:
     """A run's folder, made with its `logs/` and `checkpoints/` where they are missing.
@@ -93,6 +98,14 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Write the summary, whole or not at all. Local. Raises LeptonError if the disk refuses."""
         _write_atomically(self.summary_path, summary.to_json())
+
+    def is_finished(self, step: int) -> bool:
+        """Tell whether the summary says that the run finished at this step. Local; one that cannot be read says nothing."""
+        try:
+            summary = json.loads(self.summary_path.read_bytes())
+        except (OSError, ValueError):
+            return False
+        return isinstance(summary, dict) and summary.get("status") == "finished" and summary.get("step") == step
 
     def append_metrics(self, record: Mapping[str, object]) -> None:
         """Append one line to the metrics file and hand it to the system.

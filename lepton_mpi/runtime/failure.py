@@ -30,9 +30,16 @@ class FailureReport:
         step: step this rank is in, for messages.
     """
 
-    def __init__(self, rank: int) -> None:
-        """Start without a run folder: reports are then not yet shared between ranks."""
+    def __init__(self, rank: int, traces: bool = False) -> None:
+        """Start without a run folder: reports are then not yet shared between ranks.
+
+        Args:
+            rank: this rank.
+            traces: whether errors that lepton_mpi raises on purpose show where, as others always do; for
+                callers whose own Python code is on the way.
+        """
         self.step: int | None = None
+        self._traces = traces
         self._rank = rank
         self._logs: Path | None = None
 
@@ -62,7 +69,7 @@ class FailureReport:
     def describe(self, error: BaseException) -> str:
         """Return one message for an error: where, what, and which log tells more. Local."""
         place = f"rank {self._rank} on {socket.gethostname()}" + ("" if self.step is None else f", step {self.step}")
-        if isinstance(error, LeptonError):
+        if isinstance(error, LeptonError) and not self._traces:
             text = f"lepton_mpi: {type(error).__name__}: {error} ({place})"
         else:
             text = f"lepton_mpi: {place} failed:\n" + "".join(traceback.format_exception(error)).rstrip()

@@ -13,10 +13,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class StopSignals:
     """Catch SIGINT, SIGTERM and SIGUSR1 while the context is open.
 
-    The first one asks for a stop; a second SIGINT ends the process at once, as users expect.
+    The first one asks for a stop; a second SIGINT raises KeyboardInterrupt, as users expect.
 
     Attributes:
-        requested: name of the signal that came, or "".
+        requested: name of the signal that came last, or "".
     """
 
     def __init__(self) -> None:
@@ -34,6 +34,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.requested = signal.Signals(number).name
+        name = signal.Signals(number).name
+        if name == self.requested == "SIGINT":
+            signal.default_int_handler(number, frame)
+        self.requested = name

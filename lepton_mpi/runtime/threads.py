@@ -42,6 +42,12 @@ def ranks_on_node() -> int:
     return 1
 
 
+def threads_exceed_cores() -> bool:
+    """Tell whether nobody limited the threads of this node's ranks, and together they are more than its cores. Local."""
+    bound = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return not any(name in os.environ for name in _VARIABLES) and bound * ranks_on_node() > usable_cores()
+
+
 @cache
 def is_oversubscribed() -> bool:
     """Return whether this node has more ranks than cores, as far as the launcher tells. Local; a fact of the job."""

@@ -7,6 +7,8 @@ libraries below it read that once, when they are loaded.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from functools import partial
 
 from lepton_mpi.comm.agreement import raise_together
 from lepton_mpi.config.command_line import Arguments, parse_arguments
@@ -18,16 +20,23 @@ from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.threads import limit_threads
 
 
-def main() -> int:
-    """Run the command line of this process and return the exit code. Collective over the world."""
-    return run_command(_main)
+def main(argv: Sequence[str], program: str = "python -m lepton_mpi.train") -> int:
+    """Train as a command line says and return the exit code.
+
+    Collective over the world.
+
+    Args:
+        argv: arguments without the program's name; rank 0's count.
+        program: the command as the user types it, for the help text.
+    """
+    return run_command(partial(_main, argv, program))
 
 
-def _main(world: MPI.Intracomm, report: FailureReport) -> int:
-    arguments = _read_arguments(world)
+def _main(argv: Sequence[str], program: str, world: MPI.Intracomm, report: FailureReport) -> int:
+    arguments = _read_arguments(argv, world)
     if arguments.help or arguments.print_config:
         if world.Get_rank() == 0:
-            sys.stdout.write(format_help() if arguments.help else format_toml(arguments.config))
+            sys.stdout.write(format_help(program) if arguments.help else format_toml(arguments.config))
         return 0
     num_threads = limit_threads(arguments.config.run.threads)
     from lepton_mpi.train.command import run_training
@@ -35,12 +44,12 @@ def _main(world: MPI.Intracomm, report: FailureReport) -> int:
     return run_training(world, arguments.config, num_threads, report)
 
 
-def _read_arguments(world: MPI.Intracomm) -> Arguments:
+def _read_arguments(argv: Sequence[str], world: MPI.Intracomm) -> Arguments:
     """Read the command line and the file it names on rank 0, for all. Collective over world."""
     arguments, error = None, None
     if world.Get_rank() == 0:
         try:
-            arguments = parse_arguments(sys.argv[1:])
+            arguments = parse_arguments(argv)
         except Exception as found:
             error = found
     raise_together(world, error)
@@ -49,4 +58,4 @@ def _read_arguments(world: MPI.Intracomm) -> Arguments:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import lepton_mpi
-from lepton_mpi.checkpoint.commit import list_checkpoints
+from lepton_mpi.checkpoint.commit import list_checkpoints, remove_unfinished
 from lepton_mpi.checkpoint.drivers import choose_driver
 from lepton_mpi.checkpoint.resume import find_resumable
 from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import Config
 from lepton_mpi.config.toml_file import format_toml
 from lepton_mpi.data.splits import open_datasets
@@ -38,6 +39,7 @@ from lepton_mpi.train.step import StepMetrics
 _log = logging.getLogger(__name__)
 
 
+@collective("comm")
 def run_training(comm: MPI.Intracomm, config: Config, num_threads: int, report: FailureReport) -> int:
     """Train as configured and return the exit code.
 
@@ -76,6 +78,7 @@ def run_training(comm: MPI.Intracomm, config: Config, num_threads: int, report: 
     return code
 
 
+@collective("comm")
 def _train(
     comm: MPI.Intracomm,
     run: Run,
@@ -97,8 +100,9 @@ def _train(
     if folder is not None:
         folder.truncate_metrics(state.step)
         folder.write_config(format_toml(_resolved(run)))
-        begun = Outcome(state, False, math.nan, None, 0.0, 0.0)
-        folder.write_summary(_summary(run, begun, "running", "", 0.0))  # what a killed job leaves
+        if not folder.is_finished(run.training.num_steps):
+            begun = Outcome(state, False, math.nan, None, 0.0, 0.0)
+            folder.write_summary(_summary(run, begun, "running", "", 0.0))  # what a killed job leaves
         view.begin(_banner(run, path, num_threads, num_hosts, driver), state, run.training.num_steps, newest)
     ready_s = time.monotonic() - begin
     _log.info("starting at step %d of %d, ready after %.2f s", state.step, run.training.num_steps, ready_s)
@@ -107,7 +111,8 @@ def _train(
     if folder is not None:
         status: Status = "interrupted" if outcome.stopped else "finished"
         summary = _summary(run, outcome, status, digest, time.monotonic() - begin)
-        folder.write_summary(summary)
+        if not folder.is_finished(summary.step):  # loss and speed of a finished run are those of the start that finished it
+            folder.write_summary(summary)
         view.end(summary, path, stop.requested)
     return 0
 
@@ -124,9 +129,11 @@ class _View(Watcher):
         self._state = TrainState()
         self._loss = math.nan
         self._first_step = True
+        self._begun = False
 
     def begin(self, banner: str, state: TrainState, num_steps: int, resumed: Path | None) -> None:
         """Show what the run is."""
+        self._begun, self._state = True, state
         self._say(banner.rstrip("\n"))
         if resumed is not None:
             done = " (nothing left to do)" if state.step >= num_steps else ""
@@ -158,12 +165,10 @@ class _View(Watcher):
         """Show one line for the epoch and write its test metrics."""
         if self._folder is None:
             return
-        text = f"epoch {metrics.epoch}: loss {metrics.loss:.4f}, train accuracy {metrics.accuracy:.4f}"
         if metrics.test is not None:
-            text += f", test accuracy {metrics.test.accuracy:.4f}"
             record = {"step": state.step, "epoch": state.epoch, "test_accuracy": metrics.test.accuracy, "test_f1": metrics.test.f1}
             self._folder.append_metrics(record)
-        self._progress.note(f"{text}, {metrics.samples_per_second:.0f} samples/s")
+        self._progress.note(metrics.describe())
 
     def checkpoint_done(self, path: Path) -> None:
         """Keep quiet; the log has it."""
@@ -175,14 +180,20 @@ class _View(Watcher):
         if summary.status == "interrupted":
             what = f"stopped on request ({signal or 'to another rank'}) at step {summary.step}"
         result = f"test accuracy {summary.eval.accuracy:.4f}, " if summary.eval is not None else ""
-        self._say(
-            f"{what}: {result}train loss {summary.train_loss:.4f}, {summary.step} steps in {summary.wall_seconds:.1f} s, "
-            f"{summary.samples_per_second:.0f} samples/s, run folder {path}"
-        )
+        trained = ""
+        if math.isfinite(summary.train_loss):  # it did a step
+            trained = (
+                f"train loss {summary.train_loss:.4f}, {summary.step} steps in {summary.wall_seconds:.1f} s, "
+                f"{summary.samples_per_second:.0f} samples/s, "
+            )
+        self._say(f"{what}: {result}{trained}run folder {path}")
 
     def fail(self, run: Run, wall_s: float) -> None:
-        """Write a summary that says where the run failed. Never raises: the failure itself is what counts."""
-        if self._folder is None:
+        """Write a summary that says where the run failed. Never raises: the failure itself is what counts.
+
+        A start that was refused, since its model does not fit the folder's, leaves the summary of that run alone.
+        """
+        if self._folder is None or not self._begun:
             return
         outcome = Outcome(self._state, False, self._loss, None, 0.0, wall_s)
         try:
@@ -201,6 +212,7 @@ class _View(Watcher):
         sys.stdout.flush()
 
 
+@collective("comm")
 def _open_folder(comm: MPI.Intracomm, config: Config) -> Path:
     """Choose and make the run folder on rank 0, for all. Collective over comm.
 
@@ -217,6 +229,7 @@ def _open_folder(comm: MPI.Intracomm, config: Config) -> Path:
                     f"run.fresh: the run folder {path} already holds checkpoints and would be resumed: name another run.dir, "
                     "or move the folder away"
                 )
+            remove_unfinished(path / "checkpoints")
             FailureReport(0).clear(path / "logs")
         except Exception as found:
             error = found

@@ -93,6 +93,7 @@ class _Piece:
     labels: NDArray[np.int64]
 
 
+@collective("grid.model")
 def _forward(network: Network, loader: Loader) -> Iterator[_Piece]:
     """Run all batches forward. Collective over grid.model."""
     grid, num_classes = network.grid, network.model.num_classes

@@ -58,6 +58,12 @@ class EpochMetrics:
     test: ClassificationMetrics | None
     samples_per_second: float
 
+    def describe(self) -> str:
+        """Return one line for people to read. Local."""
+        tested = f", test accuracy {self.test.accuracy:.4f}" if self.test is not None else ""
+        speed = f"{self.samples_per_second:.0f} samples/s"
+        return f"epoch {self.epoch}: loss {self.loss:.4f}, train accuracy {self.accuracy:.4f}{tested}, {speed}"
+
 
 class Watcher:
     """What sees a run go by; this one looks away. Local: a watcher must not call collectives."""
@@ -142,6 +148,7 @@ def train(run: Run, state: TrainState, checkpoints: Path | None, stop_requested:
     return Outcome(state, stopped and state.step < run.training.num_steps, train_loss, test, throughput.average(), wall_s)
 
 
+@collective("grid.world")
 def _save(run: Run, state: TrainState, checkpoints: Path) -> Path:
     """Write a checkpoint. Collective over grid.world."""
     path = save(run.network, run.normalisation, state, checkpoints, run.config.checkpoint.driver, run.input_shape)

@@ -19,6 +19,7 @@ from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.nn.parameter import ParameterBlock
+from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.ranges import split_range
 from lepton_mpi.train.network import Network
 from lepton_mpi.train.state import TrainState
@@ -101,6 +102,43 @@ def load(network: Network, path: Path) -> tuple[TrainState, Normalisation]:
     assert result is not None
     network.memory.upload()
     return result
+
+
+@collective("comm")
+def read_model_shape(comm: MPI.Intracomm, path: Path) -> tuple[tuple[int, ...], int]:
+    """Return the shape of a sample and the number of classes of a checkpoint's model.
+
+    Collective over comm.
+
+    Args:
+        comm: all ranks.
+        path: folder of a checkpoint; rank 0's counts.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read, or does not say; on all ranks alike.
+    """
+    found, error = None, None
+    if comm.Get_rank() == 0:
+        try:
+            with CheckpointReader(path) as reader:
+                found = _model_shape(reader)
+        except Exception as raised:
+            error = raised
+    raise_together(comm, error)
+    shape: tuple[tuple[int, ...], int] = comm.bcast(found, root=0)
+    return shape
+
+
+def _model_shape(reader: CheckpointReader) -> tuple[tuple[int, ...], int]:
+    attributes = reader.attributes
+    try:
+        input_shape = tuple(int(size) for size in json.loads(str(attributes["input_shape"])))
+        return input_shape, int(attributes["num_classes"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"the checkpoint of step {reader.step} does not say the input_shape and num_classes of its model ({error!r}); "
+            "take one that training wrote"
+        ) from error
 
 
 def read_normalisation(reader: CheckpointReader) -> Normalisation:

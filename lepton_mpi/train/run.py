@@ -15,7 +15,9 @@ from lepton_mpi.data.normalisation import Normalisation, measure_normalisation
 from lepton_mpi.data.sampler import Sampler
 from lepton_mpi.data.splits import DataSplits
 from lepton_mpi.errors import DataError
+from lepton_mpi.optim.optimizer import Optimizer
 from lepton_mpi.optim.registry import make_optimizer
+from lepton_mpi.optim.schedule import decay_end
 from lepton_mpi.parallel.gradient_exchange import GradientExchange
 from lepton_mpi.runtime.device import select_device
 from lepton_mpi.runtime.mpi import MPI
@@ -162,8 +164,10 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
         want_inputs=grid.is_first_stage,
         want_labels=grid.is_last_stage,
     )
-    num_steps = config.train.steps or config.train.epochs * loader.steps_per_epoch
-    training = Training(network, engine.exchange, engine.optimizer, config.optimizer, loader, num_steps)
+    epoch_steps = config.train.epochs * loader.steps_per_epoch
+    num_steps = config.train.steps or epoch_steps
+    decay_step = decay_end(config.optimizer, epoch_steps, num_steps)
+    training = Training(network, engine.exchange, engine.optimizer, config.optimizer, loader, num_steps, decay_step)
     tested = test_set.num_samples > 0 and test_set.num_classes > 0
     test_loader = inference_loader(network, test_set, normalisation) if tested else None
     return Run(config, training, normalisation, test_loader, train_set.input_shape, train_set.num_samples)
@@ -182,6 +186,7 @@ def choose_micro_batches(config: TrainConfig, shape: GridShape) -> int:
     return min(2 * shape.stages, local) if shape.stages > 1 else 1
 
 
+@collective("world")
 def choose_device(world: MPI.Intracomm, kind: str) -> object:
     """Return the array module of a device. Collective over world, since some ranks may find none.
 

@@ -116,6 +116,7 @@ class _Vote:
     stop: bool
 
 
+@collective("grid.world")
 def _vote(training: Training, state: TrainState, local: LocalLoss, stop_requested: bool, num_samples: int) -> _Vote:
     """Bring loss, norm, and the wish to stop together in one message.
 

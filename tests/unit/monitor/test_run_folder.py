@@ -7,6 +7,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,19 @@ def test_the_summary_replaces_the_earlier_one_and_leaves_nothing_else(tmp_path: 
         folder.write_summary(SUMMARY)
     assert json.loads(folder.summary_path.read_text())["status"] == "finished"
     assert not [entry for entry in tmp_path.iterdir() if entry.name.startswith(".")]
+
+
+def test_a_run_is_finished_where_its_summary_says_so(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        assert not folder.is_finished(3)
+        folder.write_summary(SUMMARY)
+        assert folder.is_finished(3)
+        assert not folder.is_finished(4)
+        folder.write_summary(replace(SUMMARY, status="running"))
+        assert not folder.is_finished(3)
+        for damaged in ("", "{", "[3]"):
+            folder.summary_path.write_text(damaged)
+            assert not folder.is_finished(3)
 
 
 def test_metrics_are_one_valid_json_object_a_line_at_once(tmp_path: Path) -> None:

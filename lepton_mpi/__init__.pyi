@@ -1,0 +1,3 @@
+from lepton_mpi.train.model import LeptonModel as LeptonModel
+
+__version__: str

@@ -1,0 +1,1 @@
+"""The command line: `python -m lepton_mpi train`, `evaluate` and `predict`."""

@@ -1,0 +1,197 @@
+"""The arguments of the commands that use a trained model, and the configuration they give together with its run.
+
+Nothing here may import NumPy; see `main`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, NoReturn, final
+
+import lepton_mpi
+from lepton_mpi.config.command_line import build_config, split_overrides
+from lepton_mpi.config.keys import Key, Value, list_keys
+from lepton_mpi.config.schema import Config, DataConfig, GridConfig
+from lepton_mpi.config.toml_file import read_toml
+from lepton_mpi.errors import ConfigError
+
+PROGRAM: Final = "python -m lepton_mpi"
+
+_OVERRIDES: Final = (
+    "Keys of the run's config.toml can be overridden with --section.key value; `train --help` lists them. The model is "
+    "spread over all ranks as --grid.data, --grid.stages and --grid.shards say, or else each rank holds all of it and "
+    "takes a share of the samples. Relative paths in config.toml begin where training was started."
+)
+
+
+@final
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """What `evaluate` was asked.
+
+    Attributes:
+        run: the run folder.
+        config: the run's configuration with the overrides; an empty `data.format` is to be told from `data.test_path`.
+        json: whether to print JSON.
+    """
+
+    run: Path
+    config: Config
+    json: bool
+
+
+@final
+@dataclass(frozen=True)
+class PredictArguments:
+    """What `predict` was asked.
+
+    Attributes:
+        run: the run folder.
+        config: the run's configuration with the overrides.
+        input: the file to predict on.
+        format: its format; empty: to be told from the file.
+        output: where predictions go; None: standard output.
+        probabilities: whether to write those of all classes.
+    """
+
+    run: Path
+    config: Config
+    input: str
+    format: str
+    output: Path | None
+    probabilities: bool
+
+
+def read_arguments(argv: Sequence[str]) -> EvaluateArguments | PredictArguments | str:
+    """Read a command line and the `config.toml` of the run that it names.
+
+    Local: one rank calls it, for all.
+
+    Args:
+        argv: arguments without the program's name.
+
+    Returns:
+        The arguments of the command, or a text to print where help or the version was asked for.
+
+    Raises:
+        ConfigError: an argument or override is unknown or impossible, or the run folder is none.
+    """
+    try:
+        own, overrides = split_overrides(argv) if not {"-h", "--help"} & set(argv) else (list(argv), [])
+        options = _make_parser().parse_args(own)
+    except _Shown as shown:
+        return str(shown)
+    if options.command == "train":
+        raise ConfigError(f"command line: expected train as the first argument: {PROGRAM} train ...")
+    run = Path(options.run)
+    config = _read_config(run, overrides)
+    if options.command == "evaluate":
+        return EvaluateArguments(run, replace(config, data=_choose_data(run, config.data, overrides)), options.json)
+    return PredictArguments(run, config, options.input, options.format, options.output, options.probabilities)
+
+
+def _read_config(run: Path, overrides: Sequence[tuple[Key, Value]]) -> Config:
+    """Return the configuration of a run with overrides; its own grid does not count."""
+    if not run.is_dir():
+        raise ConfigError(f"run folder {run}: no such folder: give one that training made, such as runs/<name>")
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"run folder {run}: it holds no config.toml, so no training ran in it: give one that training made")
+    values = read_toml(run / "config.toml", list_keys())
+    values["grid"] = {}
+    for key, value in overrides:
+        values.setdefault(key.section, {})[key.name] = value
+    config = build_config(values)
+    if max(config.grid.data, config.grid.stages, config.grid.shards) == 0:
+        return replace(config, grid=GridConfig(stages=1, shards=1, ranks_per_node=config.grid.ranks_per_node))
+    return config
+
+
+def _choose_data(run: Path, data: DataConfig, overrides: Sequence[tuple[Key, Value]]) -> DataConfig:
+    """Return the data to evaluate on: a test file that was named for it, or else what the run was tested on."""
+    named = {key.name for key, _ in overrides if key.section == "data"}
+    if "test_path" in named:
+        labels_path = data.test_labels_path if "test_labels_path" in named else ""
+        # The training files, which may be gone and of another format, have no part in this.
+        data = replace(data, path=data.test_path, labels_path=labels_path, test_labels_path=labels_path)
+        return data if "format" in named else replace(data, format="")
+    if data.format != "digits" and not data.path:
+        raise ConfigError(
+            f"run folder {run}: this model was trained on arrays and has no test set of its own: give --data.test_path"
+        )
+    return data
+
+
+class _Shown(Exception):
+    """A text that was asked for instead of a command."""
+
+
+class _Show(argparse.Action):
+    """Ends parsing with a text: `const`, or the help."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: str = "", help: str = "") -> None:
+        super().__init__(option_strings, dest, nargs=0, const=const, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        raise _Shown(self.const or parser.format_help())
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that neither prints nor exits, as other ranks would not come along."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(add_help=False, allow_abbrev=False, **kwargs)
+        self.add_argument("-h", "--help", action=_Show, help="print this text and stop")
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"command line: {message}; see {self.prog} --help")
+
+
+def _make_parser() -> _Parser:
+    parser = _Parser(prog=PROGRAM, description="Train models on all ranks of an MPI job, and use them.")
+    parser.add_argument(
+        "--version", action=_Show, const=f"lepton_mpi {lepton_mpi.__version__}\n", help="print the version and stop"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train a model; the same as python -m lepton_mpi.train")
+    _add_evaluate(commands)
+    _add_predict(commands)
+    return parser
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="say how well a trained model classifies its test set, or another one",
+        description="Evaluate the newest checkpoint of a run on the run's own test set, or on the one that --data.test_path names.",
+        epilog=_OVERRIDES,
+        usage=f"{PROGRAM} evaluate RUN [--data.test_path FILE] [--section.key value ...] [--json]",
+    )
+    evaluate.add_argument("run", metavar="RUN", help="run folder, such as runs/<name>")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_predict(commands: argparse._SubParsersAction[_Parser]) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="classify the samples of a file with a trained model",
+        description="Classify the samples of a file with the newest checkpoint of a run, and write CSV: index, class, probability.",
+        epilog=_OVERRIDES,
+        usage=f"{PROGRAM} predict RUN INPUT [--format F] [--output FILE] [--probabilities] [--section.key value ...]",
+    )
+    predict.add_argument("run", metavar="RUN", help="run folder, such as runs/<name>")
+    predict.add_argument(
+        "input",
+        metavar="INPUT",
+        help="file with samples, labelled or not, of the model's input shape or flat; `digits`: those that ship with the package",
+    )
+    formats = list_keys()["data"]["format"].choices
+    predict.add_argument(
+        "--format", default="", choices=formats, metavar="F", help=f"{', '.join(formats)}; else told from the file"
+    )
+    predict.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all, instead of standard output")
+    predict.add_argument(
+        "--probabilities", action="store_true", help="write the probabilities of all classes instead of the predicted one's"
+    )

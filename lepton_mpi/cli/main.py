@@ -1,0 +1,66 @@
+"""`python -m lepton_mpi COMMAND`: what the commands share.
+
+NumPy and everything on it is imported only after the number of threads is known, since the
+libraries below it read that once, when they are loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from lepton_mpi.cli.arguments import PROGRAM, EvaluateArguments, PredictArguments, read_arguments
+from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.contract import collective
+from lepton_mpi.runtime.failure import FailureReport
+from lepton_mpi.runtime.launch import run_command
+from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.runtime.threads import limit_threads
+from lepton_mpi.train.__main__ import main as train_main
+
+
+@collective("the world")
+def main(argv: Sequence[str]) -> int:
+    """Run a command line and return the exit code.
+
+    Collective over the world.
+
+    Args:
+        argv: arguments without the program's name; rank 0's count, but for the command itself.
+    """
+    if argv[:1] == ["train"]:
+        return train_main(argv[1:], f"{PROGRAM} train")
+    return run_command(partial(_main, argv))
+
+
+def _main(argv: Sequence[str], comm: MPI.Intracomm, report: FailureReport) -> int:
+    arguments = _read_arguments(argv, comm)
+    if isinstance(arguments, str):
+        if comm.Get_rank() == 0:
+            sys.stdout.write(arguments)
+        return 0
+    limit_threads(arguments.config.run.threads)
+    if isinstance(arguments, EvaluateArguments):
+        from lepton_mpi.cli.evaluate import run_evaluate
+
+        run_evaluate(comm, arguments)
+    else:
+        from lepton_mpi.cli.predict import run_predict
+
+        run_predict(comm, arguments)
+    return 0
+
+
+@collective("comm")
+def _read_arguments(argv: Sequence[str], comm: MPI.Intracomm) -> EvaluateArguments | PredictArguments | str:
+    """Read the command line, and the configuration of the run it names, on rank 0 for all. Collective over comm."""
+    arguments, error = None, None
+    if comm.Get_rank() == 0:
+        try:
+            arguments = read_arguments(argv)
+        except Exception as found:
+            error = found
+    raise_together(comm, error)
+    result: EvaluateArguments | PredictArguments | str = comm.bcast(arguments, root=0)
+    return result
