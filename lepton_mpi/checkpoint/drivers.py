@@ -19,6 +19,7 @@ from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import select_block
 from lepton_mpi.checkpoint.layout import Extent, TensorInfo
 from lepton_mpi.checkpoint.plan import WritePlan
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
 
@@ -28,6 +29,7 @@ DRIVERS = ("auto", "mpio", "direct")
 _MPI_LIBRARY = re.compile(r"lib(mpi|mpich|mpi_abi|mpi_cray|mpi_gnu_\d+)\.so[.\d]*")
 
 
+@collective("comm")
 def choose_driver(comm: MPI.Intracomm, requested: str) -> str:
     """Return "mpio" or "direct", the same on all ranks.
 
@@ -102,6 +104,7 @@ def write_direct(file: Path, plan: WritePlan, offsets: Mapping[str, int]) -> Non
         os.close(descriptor)
 
 
+@collective("comm")
 def write_mpio(comm: MPI.Intracomm, file: Path, plan: WritePlan) -> None:
     """Write all ranks' extents with collective MPI-IO.
 

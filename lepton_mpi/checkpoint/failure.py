@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError, LeptonError
 from lepton_mpi.runtime.mpi import MPI
 
 
+@collective("comm")
 @contextmanager
 def failing_together(comm: MPI.Intracomm, task: str) -> Iterator[None]:
     """Run a block of local work; if it fails on any rank, fail on all.

@@ -13,10 +13,12 @@ from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import DataFile
 from lepton_mpi.checkpoint.layout import DATA_FILE, describe_block, digest
 from lepton_mpi.checkpoint.manifest import check_frame, read_manifest
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
 
 
+@collective("comm")
 def verify_checkpoint(comm: MPI.Intracomm, path: Path) -> None:
     """Check every byte of a checkpoint, the extents dealt over the ranks by size.
 
@@ -38,6 +40,7 @@ def verify_checkpoint(comm: MPI.Intracomm, path: Path) -> None:
         verify_extents(data, paths, table[_deal(data, paths, table, comm.size) == comm.rank])
 
 
+@collective("comm")
 def read_back(comm: MPI.Intracomm, file: Path) -> None:
     """Check a data file just written: each rank verifies the extents of the rank before it.
 

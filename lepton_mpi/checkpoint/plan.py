@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.layout import Extent, TensorInfo, TensorSlice, describe_block
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
 
@@ -34,6 +35,7 @@ class WritePlan:
     table: NDArray[np.void]
 
 
+@collective("comm")
 def make_plan(comm: MPI.Intracomm, slices: Sequence[TensorSlice]) -> WritePlan:
     """Digest this rank's slices, gather all ranks' on rank 0, and check that they cover every tensor once.
 

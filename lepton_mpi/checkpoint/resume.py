@@ -8,10 +8,12 @@ from pathlib import Path
 from lepton_mpi.checkpoint.commit import list_checkpoints
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.integrity import verify_checkpoint
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
 
 
+@collective("comm")
 def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger) -> Path | None:
     """Return the newest checkpoint whose every byte is as it was written.
 

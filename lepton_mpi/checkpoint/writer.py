@@ -16,10 +16,12 @@ from lepton_mpi.checkpoint.layout import DATA_FILE, FORMAT_MAJOR, FORMAT_MINOR, 
 from lepton_mpi.checkpoint.manifest import Manifest, digest_ranges, frame_ranges
 from lepton_mpi.checkpoint.plan import WritePlan, make_plan
 from lepton_mpi.checkpoint.space import reserve_space
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
 
 
+@collective("comm")
 def write_checkpoint(
     comm: MPI.Intracomm,
     root: Path,
@@ -79,6 +81,7 @@ def write_checkpoint(
         raise
 
 
+@collective("comm")
 def _write_data(comm: MPI.Intracomm, file: Path, plan: WritePlan, offsets: Mapping[str, int], driver: str) -> None:
     """Write all ranks' extents and force them to the disk. Collective over comm."""
     if driver == "mpio":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import LeptonError
 from lepton_mpi.runtime.mpi import MPI
 
 
+@collective("comm")
 def raise_together(comm: MPI.Intracomm, error: Exception | None) -> None:
     """Raise on every rank the error of the lowest rank that has one.
 

@@ -127,7 +127,7 @@ class ProcessGrid:
         self.node = _split_nodes(self.world, ranks_per_node)
         self.node_index, self.num_nodes = _number_nodes(self.world, self.node)
         self.data_in_node = self.data.Split(self.node_index, self.data.Get_rank())
-        self.data_across = self.data.Split(self.data_in_node.Get_rank(), self.data.Get_rank())
+        self.data_across = self.data.Split(self.data_in_node.Get_rank(), self.node_index)
         self.num_owners = int(self.data.allreduce(self.data_in_node.Get_size(), op=MPI.MIN))
         self.is_first_data_node: bool = self.data.bcast(self.node_index, root=0) == self.node_index
         self._owned = [self.world, cartesian, *subgrids.values(), self.node, self.data_in_node, self.data_across]

@@ -19,7 +19,8 @@ class Linear(Module):
     """y = leave(act(reduce(enter(x) @ weight.T) + bias)).
 
     The moves are identities on one shard. Split by columns, `enter` hands every shard the whole
-    input and `leave` may gather the outputs; split by rows, `reduce` adds the shards' partial outputs.
+    input and `leave` may gather the outputs; split by rows, `reduce` adds the shards' partial outputs
+    (a sum, whose adjoint is the identity on each term: the bias, added after it, gets the same gradient).
     """
 
     def __init__(self, weight: Parameter, bias: Parameter, relu: bool, enter: Move, reduce: Move, leave: Move) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.reduction import gather_features, sum_in_rank_order
 from lepton_mpi.nn.move import Move, Stay
 from lepton_mpi.ops.array_module import array_module
@@ -29,6 +30,7 @@ class ReplicateToShards(Move):
         """Return x. Local."""
         return x
 
+    @collective("grid.shard")
     def adjoint(self, dy: Any) -> Any:
         """Return the sum over the shards. Collective over grid.shard."""
         return _on_host(dy, lambda host: sum_in_rank_order(self._shard, host))
@@ -41,6 +43,7 @@ class SumOverShards(Move):
         """Move over the ranks of grid.shard."""
         self._shard = shard
 
+    @collective("grid.shard")
     def forward(self, x: Any) -> Any:
         """Return the sum over the shards. Collective over grid.shard."""
         return _on_host(x, lambda host: sum_in_rank_order(self._shard, host))
@@ -60,6 +63,7 @@ class GatherFromShards(Move):
         self._widths = [stop - start for start, stop in ranges]
         self._own = slice(*ranges[shard.Get_rank()])
 
+    @collective("grid.shard")
     def forward(self, x: Any) -> Any:
         """Return all columns [B, F] for the own ones. Collective over grid.shard."""
         return _on_host(x, lambda host: gather_features(self._shard, host, self._widths))

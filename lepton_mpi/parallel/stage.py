@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.nn.linear import Linear
 from lepton_mpi.nn.module import Module
@@ -32,6 +33,7 @@ class Stage:
         self._layers = tuple(layers)
         self._skip_dx = skip_dx
 
+    @collective("grid.shard")
     def forward(self, x: Any) -> tuple[Any, list[Any]]:
         """Return the output and what the backward pass needs. Collective over grid.shard."""
         saved = []
@@ -40,6 +42,7 @@ class Stage:
             saved.append(kept)
         return x, saved
 
+    @collective("grid.shard")
     def backward_input(self, dy: Any, saved: list[Any]) -> tuple[Any, list[Any]]:
         """Return the input's gradient and what `backward_weight` needs. Collective over grid.shard."""
         pending: list[Any] = [None] * len(self._layers)
@@ -53,6 +56,7 @@ class Stage:
             self._layers[i].backward_weight(pending[i])
             done(i)
 
+    @collective("grid.shard")
     def backward(self, dy: Any, saved: list[Any], done: LayerDone) -> None:
         """Do both halves layer by layer, while the gradient is in the cache. Collective over grid.shard."""
         for i in reversed(range(len(self._layers))):

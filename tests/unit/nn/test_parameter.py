@@ -1,0 +1,80 @@
+"""Parameters: blocks, initial values, and where they lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lepton_mpi.nn.parameter import ParameterLayout, ParameterSpec, cut_parameter, initial_values
+from lepton_mpi.runtime.ranges import split_range
+
+COLUMN = ParameterSpec("layers.0.weight", (11, 7), 0, 0.5)
+ROW = ParameterSpec("layers.1.weight", (5, 11), 1, 0.25)
+BIAS = ParameterSpec("layers.1.bias", (5,), None, decay=False)
+
+
+@pytest.mark.parametrize("spec", [COLUMN, ROW, BIAS], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("shards", [1, 2, 3, 4, 11])
+def test_blocks_of_all_shards_make_the_parameter_once(spec: ParameterSpec, shards: int) -> None:
+    held, answered = np.zeros(spec.shape, np.int64), np.zeros(spec.shape, np.int64)
+    for shard in range(shards):
+        block = cut_parameter(spec, shards, shard)
+        here = tuple(slice(start, start + n) for start, n in zip(block.starts, block.shape, strict=True))
+        held[here] += 1
+        answered[here] += block.is_primary
+        assert (block.name, block.size) == (spec.name, int(np.prod(block.shape)))
+    assert (answered == 1).all()
+    assert (held == (1 if spec.split_dim is not None else shards)).all()
+
+
+@pytest.mark.parametrize("spec", [COLUMN, ROW], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("shards", [2, 3, 5])
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_initial_values_depend_on_the_element_alone(spec: ParameterSpec, shards: int, parts: int) -> None:
+    whole = initial_values(cut_parameter(spec, 1, 0), seed=3)
+    for shard in range(shards):
+        block = cut_parameter(spec, shards, shard)
+        rows = [initial_values(block, 3, split_range(block.shape[0], parts, part)) for part in range(parts)]
+        here = tuple(slice(start, start + n) for start, n in zip(block.starts, block.shape, strict=True))
+        found = np.concatenate(rows)
+        assert found.tobytes() == whole[here].tobytes()
+        assert found.flags.c_contiguous
+
+
+def test_initial_values_are_uniform_within_the_bound() -> None:
+    values = initial_values(cut_parameter(ParameterSpec("w", (300, 200), 0, 0.5), 1, 0), seed=1)
+    assert values.dtype == np.float32
+    assert -0.5 <= values.min() < -0.499
+    assert 0.499 < values.max() <= 0.5
+    assert abs(values.mean()) < 0.5 / np.sqrt(3 * values.size) * 4  # four standard errors
+    assert values.std() == pytest.approx(0.5 / np.sqrt(3), rel=0.01)
+
+
+def test_initial_values_change_with_seed_and_name() -> None:
+    block, other = cut_parameter(COLUMN, 1, 0), cut_parameter(ParameterSpec("layers.2.weight", (11, 7), 0, 0.5), 1, 0)
+    first = initial_values(block, 1)
+    assert not np.array_equal(first, initial_values(block, 2))
+    assert not np.array_equal(first, initial_values(other, 1))
+    assert np.array_equal(first, initial_values(block, 1))
+
+
+def test_biases_start_at_zero() -> None:
+    assert not initial_values(cut_parameter(BIAS, 2, 1), 1).any()
+
+
+def test_layout_puts_blocks_on_cache_lines_in_order() -> None:
+    blocks = [cut_parameter(spec, 2, 0) for spec in (COLUMN, ROW, BIAS)]  # 42, 30 and 5 values
+    layout = ParameterLayout(blocks)
+    assert layout.offsets == (0, 48, 80)
+    assert layout.num_values == 96
+    values, grads = np.arange(96, dtype=np.float32), np.zeros(96, np.float32)
+    parameters = layout.parameters(values, grads)
+    assert [p.block for p in parameters] == blocks
+    assert parameters[1].value.shape == (5, 6)
+    assert parameters[1].value[0, 0] == 48
+    parameters[2].grad[:] = 1
+    assert grads.nonzero()[0].tolist() == [80, 81, 82, 83, 84]  # views, and the gaps stay untouched
+
+
+def test_layout_of_nothing() -> None:
+    assert ParameterLayout([]).num_values == 0
