@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lepton_mpi.errors import LeptonError
+from lepton_mpi.runtime.logs import log_path
 from lepton_mpi.runtime.mpi import MPI
 
 # How long a failed rank waits for the others to fail alike before it ends the whole job. Errors
@@ -23,6 +24,11 @@ _ALIKE_S = 2.0
 _LAUNCHER_S = 1.0
 
 
+def failure_path(folder: Path) -> Path:
+    """Return the file of a run folder that says why the run ended, if it failed. Local."""
+    return folder / "logs" / "failure.txt"
+
+
 class FailureReport:
     """Say once for the whole job why it ended.
 
@@ -30,26 +36,22 @@ class FailureReport:
         step: step this rank is in, for messages.
     """
 
-    def __init__(self, rank: int, traces: bool = False) -> None:
+    def __init__(self, rank: int, size: int, traces: bool = False) -> None:
         """Start without a run folder: reports are then not yet shared between ranks.
 
         Args:
-            rank: this rank.
+            rank, size: this rank and the number of ranks.
             traces: whether errors that lepton_mpi raises on purpose show where, as others always do; for
                 callers whose own Python code is on the way.
         """
         self.step: int | None = None
         self._traces = traces
-        self._rank = rank
-        self._logs: Path | None = None
+        self._rank, self._size = rank, size
+        self._folder: Path | None = None
 
-    def set_logs(self, logs: Path) -> None:
-        """Name the folder of the log files, which all ranks share. Local; rank 0 must have called `clear` before."""
-        self._logs = logs
-
-    def clear(self, logs: Path) -> None:
-        """Forget the failure of an earlier run in the same folder. Local, on one rank."""
-        (logs / "failure.txt").unlink(missing_ok=True)
+    def set_folder(self, folder: Path) -> None:
+        """Name the run folder, which all ranks share. Local; one rank has removed its `failure_path` before."""
+        self._folder = folder
 
     def say(self, text: str, rank: int | None = None) -> None:
         """Write the message to standard error, `failure.txt` and a rank's log, unless another rank was first. Local.
@@ -62,8 +64,9 @@ class FailureReport:
             return
         sys.stderr.write(text.rstrip() + "\n")
         sys.stderr.flush()
-        if self.has_logs:
-            with contextlib.suppress(OSError), open(self.log_of(self._rank if rank is None else rank), "a") as log:
+        path = self.log_of(self._rank if rank is None else rank)
+        if path is not None:
+            with contextlib.suppress(OSError), open(path, "a") as log:
                 log.write(text.rstrip() + "\n")
 
     def describe(self, error: BaseException) -> str:
@@ -73,23 +76,19 @@ class FailureReport:
             text = f"lepton_mpi: {type(error).__name__}: {error} ({place})"
         else:
             text = f"lepton_mpi: {place} failed:\n" + "".join(traceback.format_exception(error)).rstrip()
-        return text if self._logs is None else f"{text}\nlog: {self.log_of(self._rank)}"
+        log = self.log_of(self._rank)
+        return text if log is None else f"{text}\nlog: {log}"
 
-    def log_of(self, rank: int) -> Path:
-        """Return the log file of a rank. Local."""
-        return (self._logs or Path()) / f"rank-{rank:04d}.log"
-
-    @property
-    def has_logs(self) -> bool:
-        """Whether the log folder is known."""
-        return self._logs is not None
+    def log_of(self, rank: int) -> Path | None:
+        """Return the log file of a rank, or None while there is no run folder. Local."""
+        return None if self._folder is None else log_path(self._folder, rank, self._size)
 
     def _claim(self, text: str) -> bool:
         """Return whether this rank is the first to report."""
-        if self._logs is None:
+        if self._folder is None:
             return True
         try:
-            with open(self._logs / "failure.txt", "x") as file:
+            with open(failure_path(self._folder), "x") as file:
                 file.write(text.rstrip() + "\n")
         except FileExistsError:
             return False
@@ -176,7 +175,8 @@ class PeerWatch:
             return
         rank, pid = self._ranks[ended[0]]
         where = "" if self._report.step is None else f" at step {self._report.step}"
-        log = f"\nlog: {self._report.log_of(rank)}" if self._report.has_logs else ""
+        path = self._report.log_of(rank)
+        log = "" if path is None else f"\nlog: {path}"
         self._report.say(
             f"lepton_mpi: rank {rank} on {socket.gethostname()} (process {pid}) died{where} without a word: killed by a signal, by "
             f"the batch system, or out of memory. Ending the job; start it again with the same --run.dir to resume{log}",

@@ -31,7 +31,7 @@ def run_command(command: Command) -> int:
             sys.stderr.write(f"lepton_mpi: {error}\n")
         return error.exit_code
     comm = world.Dup()
-    report = FailureReport(comm.Get_rank())
+    report = FailureReport(comm.Get_rank(), comm.Get_size())
     try:
         code = command(world.Dup(), report)
         sys.stdout.flush()

@@ -17,7 +17,7 @@ class UncaughtErrorHook:
     def __init__(self, comm: MPI.Intracomm) -> None:
         """Keep `comm`, which nothing else may use, for as long as the process lives. Local."""
         self._comm = comm
-        self._report = FailureReport(comm.Get_rank(), traces=True)
+        self._report = FailureReport(comm.Get_rank(), comm.Get_size(), traces=True)
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Report an error that nobody caught; Python exits with code 1 afterwards."""

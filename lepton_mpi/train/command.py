@@ -26,7 +26,7 @@ from lepton_mpi.monitor.progress import Progress, choose_progress
 from lepton_mpi.monitor.run_folder import RunFolder, claim_folder, default_run_name
 from lepton_mpi.monitor.summary import GridSizes, Status, Summary, collect_versions
 from lepton_mpi.runtime.device import describe_device
-from lepton_mpi.runtime.failure import FailureReport, PeerWatch
+from lepton_mpi.runtime.failure import FailureReport, PeerWatch, failure_path
 from lepton_mpi.runtime.logs import start_logging
 from lepton_mpi.runtime.mpi import MPI, mpi_library
 from lepton_mpi.runtime.stop_signals import StopSignals
@@ -59,7 +59,7 @@ def run_training(comm: MPI.Intracomm, config: Config, num_threads: int, report: 
         splits = open_datasets(config.data, comm)
         run = build_run(comm, config, splits)
         path = _open_folder(comm, config)
-        report.set_logs(path / "logs")
+        report.set_folder(path)
         folder = RunFolder(path) if comm.Get_rank() == 0 else None
         with (
             start_logging(comm.Get_rank(), comm.Get_size(), path, config.run.log_level),
@@ -230,7 +230,7 @@ def _open_folder(comm: MPI.Intracomm, config: Config) -> Path:
                     "or move the folder away"
                 )
             remove_unfinished(path / "checkpoints")
-            FailureReport(0).clear(path / "logs")
+            failure_path(path).unlink(missing_ok=True)  # of an earlier run in this folder
         except Exception as found:
             error = found
     raise_together(comm, error)

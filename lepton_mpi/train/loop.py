@@ -143,9 +143,10 @@ def train(run: Run, state: TrainState, checkpoints: Path | None, stop_requested:
     wall_s = time.monotonic() - begin
     if checkpoints and saved_step != state.step:
         watcher.checkpoint_done(_save(run, state, checkpoints))
-    if test is None and run.test_loader and not stopped:
+    interrupted = stopped and state.step < run.training.num_steps
+    if test is None and run.test_loader and not interrupted:
         test = evaluate(run.network, run.test_loader)
-    return Outcome(state, stopped and state.step < run.training.num_steps, train_loss, test, throughput.average(), wall_s)
+    return Outcome(state, interrupted, train_loss, test, throughput.average(), wall_s)
 
 
 @collective("grid.world")

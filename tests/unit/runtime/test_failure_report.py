@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lepton_mpi.errors import ConfigError, LeptonError
-from lepton_mpi.runtime.failure import FailureReport, PeerWatch, end_with_error
+from lepton_mpi.runtime.failure import FailureReport, PeerWatch, end_with_error, failure_path
 from lepton_mpi.runtime.mpi import MPI, start_mpi
 
 
@@ -22,9 +22,9 @@ def logs(tmp_path: Path) -> Path:
 
 
 def report_of(rank: int, logs: Path | None) -> FailureReport:
-    report = FailureReport(rank)
+    report = FailureReport(rank, 8)
     if logs is not None:
-        report.set_logs(logs)
+        report.set_folder(logs.parent)
     return report
 
 
@@ -45,15 +45,14 @@ def test_a_message_goes_to_the_log_that_it_names(logs: Path) -> None:
 
 def test_an_earlier_failure_is_forgotten(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report_of(0, logs).say("yesterday")
-    FailureReport(0).clear(logs)
-    FailureReport(0).clear(logs)
+    failure_path(logs.parent).unlink()
     report_of(1, logs).say("today")
     assert capsys.readouterr().err == "yesterday\ntoday\n"
 
 
 def test_without_a_folder_every_report_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report_of(0, None).say("before there was a folder")
-    report_of(0, tmp_path / "gone").say("the folder is gone")
+    report_of(0, tmp_path / "gone" / "logs").say("the folder is gone")
     assert capsys.readouterr().err == "before there was a folder\nthe folder is gone\n"
 
 
@@ -69,9 +68,9 @@ def test_descriptions(logs: Path) -> None:
         text = report.describe(error)
     assert text.startswith(f"lepton_mpi: rank 5 on {host}, step 7 failed:\nTraceback")
     assert "ZeroDivisionError: division by zero\nlog: " in text
-    assert "log" not in FailureReport(0).describe(ConfigError("no"))
-    assert "ConfigError: no" in FailureReport(0, traces=True).describe(ConfigError("no"))
-    assert " failed:\n" in FailureReport(0, traces=True).describe(ConfigError("no"))
+    assert "log" not in FailureReport(0, 8).describe(ConfigError("no"))
+    assert "ConfigError: no" in FailureReport(0, 8, traces=True).describe(ConfigError("no"))
+    assert " failed:\n" in FailureReport(0, 8, traces=True).describe(ConfigError("no"))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ def test_descriptions(logs: Path) -> None:
 )
 def test_errors_of_all_ranks_end_in_order(error: BaseException, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     comm = start_mpi().Dup()
-    assert end_with_error(comm, error, FailureReport(0)) == code
+    assert end_with_error(comm, error, FailureReport(0, 8)) == code
     assert "lepton_mpi" in capsys.readouterr().err
     comm.Free()
 
@@ -99,7 +98,7 @@ class TwoRanks:
 def test_a_watch_that_is_stopped_lets_peers_end() -> None:
     peer = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     before = len(os.listdir("/proc/self/fd"))
-    with PeerWatch(TwoRanks(peer.pid), 0, FailureReport(0)):  # type: ignore[arg-type]
+    with PeerWatch(TwoRanks(peer.pid), 0, FailureReport(0, 8)):  # type: ignore[arg-type]
         pass
     assert len(os.listdir("/proc/self/fd")) == before
     peer.communicate(b"\n")
@@ -107,12 +106,12 @@ def test_a_watch_that_is_stopped_lets_peers_end() -> None:
 
 def test_a_watch_on_one_rank() -> None:
     start_mpi()
-    with PeerWatch(MPI.COMM_SELF, 0, FailureReport(0)):
+    with PeerWatch(MPI.COMM_SELF, 0, FailureReport(0, 8)):
         pass
 
 
 def test_a_process_that_nobody_can_see_is_not_watched() -> None:
-    with PeerWatch(TwoRanks(2**22 + 1), 0, FailureReport(0)):  # type: ignore[arg-type]  # no such process number
+    with PeerWatch(TwoRanks(2**22 + 1), 0, FailureReport(0, 8)):  # type: ignore[arg-type]  # no such process number
         pass
 
 
@@ -127,8 +126,8 @@ _WATCHER = textwrap.dedent("""
         def allgather(self, own):
             return [own, (own[0] + 1, peer.pid)]
 
-    report = failure.FailureReport(4)
-    report.set_logs(Path(sys.argv[1]))
+    report = failure.FailureReport(4, 8)
+    report.set_folder(Path(sys.argv[1]).parent)
     report.step = 12
     failure.PeerWatch(TwoRanks(), 4, report)
     print(peer.pid, flush=True)
