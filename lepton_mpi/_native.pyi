@@ -49,7 +49,7 @@ class Exchange:
         signals: NDArray[np.uint8],
         rank: int,
         num_owners: int,
-        peers: int,
+        peers: int | None,  # Fortran handle of a communicator, of any sign
         codec: int,
         bounds: list[int],
         timeout_s: float,

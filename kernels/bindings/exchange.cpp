@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 
 namespace py = pybind11;
 
@@ -22,8 +23,8 @@ struct ExchangeHandle {
 };
 
 std::unique_ptr<ExchangeHandle> make_exchange(std::vector<FloatArray> grads, ByteArray signals, int rank,
-                                              int num_owners, int peers, int codec, std::vector<std::int64_t> bounds,
-                                              double timeout_s, double spin_s) {
+                                              int num_owners, std::optional<int> peers, int codec,
+                                              std::vector<std::int64_t> bounds, double timeout_s, double spin_s) {
   if (grads.empty() || bounds.empty()) throw py::value_error("grads and bounds must not be empty");
   std::vector<float*> pointers;
   for (FloatArray& grad : grads) {
@@ -42,7 +43,7 @@ std::unique_ptr<ExchangeHandle> make_exchange(std::vector<FloatArray> grads, Byt
   auto handle = std::make_unique<ExchangeHandle>();
   auto* const memory = reinterpret_cast<std::byte*>(signals.mutable_data());
   const auto memory_nbytes = static_cast<std::size_t>(signals.size());
-  const MPI_Comm comm = peers < 0 ? MPI_COMM_NULL : MPI_Comm_f2c(static_cast<MPI_Fint>(peers));
+  const MPI_Comm comm = peers ? MPI_Comm_f2c(static_cast<MPI_Fint>(*peers)) : MPI_COMM_NULL;
   handle->exchange =
       std::make_unique<Exchange>(std::move(pointers), memory, memory_nbytes, comm, std::move(bounds), options);
   handle->grads = std::move(grads);

@@ -75,7 +75,7 @@ class GradientExchange:
             signals=memory.signals,
             rank=rank,
             num_owners=grid.num_owners,
-            peers=self._peers.py2f() if between_nodes else -1,
+            peers=self._peers.py2f() if between_nodes else None,
             codec=make_codec(mode).number,
             bounds=bounds,
             timeout_s=timeout_s,

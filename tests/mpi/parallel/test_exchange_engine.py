@@ -42,7 +42,7 @@ class Engine:
             signals=memory.array(signals, signal_nbytes, np.uint8),
             rank=self.rank,
             num_owners=grid.num_owners,
-            peers=grid.data_across.py2f() if peers else -1,
+            peers=grid.data_across.py2f() if peers else None,
             codec=make_codec(mode).number,
             bounds=bounds,
             timeout_s=timeout_s,
