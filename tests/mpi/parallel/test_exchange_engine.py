@@ -215,7 +215,7 @@ def test_weights_that_are_not_published_end_the_wait(comm: MPI.Intracomm, make: 
 
 @pytest.mark.mpi
 def test_what_an_engine_refuses(comm: MPI.Intracomm, make: Make) -> None:
-    good = {"rank": 0, "num_owners": 1, "peers": -1, "codec": 0, "bounds": [0, 256, 300], "timeout_s": 1.0, "spin_s": 0.0}
+    good = {"rank": 0, "num_owners": 1, "peers": None, "codec": 0, "bounds": [0, 256, 300], "timeout_s": 1.0, "spin_s": 0.0}
     good |= {"grads": [np.zeros(300, np.float32)], "signals": NodeMemory(MPI.COMM_SELF, 4096).array(0, 4096, np.uint8)}
     native.Exchange(**good)
     small = NodeMemory(MPI.COMM_SELF, 4096).array(0, 64, np.uint8)
