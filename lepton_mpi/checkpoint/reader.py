@@ -65,7 +65,8 @@ class CheckpointReader:
         Raises:
             CheckpointError: names the first tensor, by path, that differs.
         """
-        for path in sorted(expected.keys() | self.tensors.keys()):
+        # Optimizer state last: a parameter that differs tells more.
+        for path in sorted(expected.keys() | self.tensors.keys(), key=lambda path: (path.startswith("/opt/"), path)):
             found, wanted = self.tensors.get(path), expected.get(path)
             if found is None or wanted is None or tuple(wanted[0]) != found.shape or wanted[1] != found.dtype:
                 raise CheckpointError(
