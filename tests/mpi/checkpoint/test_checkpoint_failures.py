@@ -18,9 +18,9 @@ from lepton_mpi.checkpoint.integrity import verify_checkpoint
 from lepton_mpi.checkpoint.layout import DATA_FILE, MANIFEST_FILE, TensorSlice
 from lepton_mpi.checkpoint.reader import CheckpointReader
 from lepton_mpi.checkpoint.resume import find_resumable
-from lepton_mpi.runtime.ranges import split_range
 from lepton_mpi.checkpoint.writer import write_checkpoint
 from lepton_mpi.errors import CheckpointError
+from lepton_mpi.runtime.ranges import split_range
 
 pytestmark = pytest.mark.mpi
 

@@ -11,8 +11,8 @@ from lepton_mpi.checkpoint.drivers import mpio_obstacle
 from lepton_mpi.checkpoint.integrity import verify_checkpoint
 from lepton_mpi.checkpoint.layout import DATA_FILE, TensorSlice
 from lepton_mpi.checkpoint.reader import CheckpointReader
-from lepton_mpi.runtime.ranges import split_range
 from lepton_mpi.checkpoint.writer import write_checkpoint
+from lepton_mpi.runtime.ranges import split_range
 
 pytestmark = pytest.mark.mpi
 
