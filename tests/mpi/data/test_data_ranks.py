@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from lepton_mpi.data.normalisation import measure_normalisation
 from lepton_mpi.data.sampler import Sampler
 from lepton_mpi.data.splits import open_datasets
 from lepton_mpi.errors import DataError, LeptonError, RankMismatchError
-from lepton_mpi.runtime.mpi import MPI, start_mpi
+from lepton_mpi.runtime.mpi import MPI
 
 
 class FailingDataset(Dataset):
@@ -35,21 +33,6 @@ class FailingDataset(Dataset):
 
     def read_labels(self, indices):
         return np.full(len(indices), -1)
-
-
-@pytest.fixture
-def comm() -> Iterator[MPI.Intracomm]:
-    duplicate = start_mpi().Dup()
-    yield duplicate
-    duplicate.Free()
-
-
-@pytest.fixture
-def folder(comm: MPI.Intracomm) -> Iterator[Path]:
-    """Give all ranks one folder."""
-    with tempfile.TemporaryDirectory() as own:
-        yield Path(comm.bcast(own))
-        comm.Barrier()
 
 
 @pytest.mark.mpi

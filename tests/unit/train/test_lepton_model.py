@@ -134,7 +134,7 @@ def test_load_refuses_other_models(tmp_path: Path) -> None:
         model.save(tmp_path)
     for other, message in [
         (LeptonModel((2, 3), 3, 16, 2), r"this model has input shape \(2, 3\) and 3 classes, the checkpoint \(6,\) and 3"),
-        (LeptonModel(6, 3, 17, 2), r"tensor /opt/.*: the model has"),
+        (LeptonModel(6, 3, 17, 2), r"tensor /param/.*: the model has"),
         (make(optimizer="sgd"), r"tensor /opt/.*: the model has no such tensor"),
     ]:
         with other, pytest.raises(CheckpointError, match=message):
