@@ -85,10 +85,7 @@ def test_another_model_is_refused(train: Trainer, finished: Job) -> None:
     files = fingerprints(finished.folder)
     refused = train(2, "--model.hidden_sizes", "64,48", "--train.steps", 6, folder=finished.folder, code=2)
     assert len(refused.messages) == 1
-    assert (
-        "tensor /param/layers.1.bias: the model has shape (48,) of float32, the checkpoint shape (32,)"
-        in refused.messages[0]
-    )
+    assert "tensor /param/layers.1.bias: the model has shape (48,) of float32, the checkpoint shape (32,)" in refused.messages[0]
     assert "Traceback" not in refused.stderr
     assert fingerprints(finished.folder) == files
 

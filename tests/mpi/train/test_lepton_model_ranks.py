@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from lepton_mpi.cli.arguments import EvaluateArguments, PredictArguments, read_a
 from lepton_mpi.cli.evaluate import run_evaluate
 from lepton_mpi.cli.predict import run_predict
 from lepton_mpi.errors import CheckpointError, ConfigError, DataError, LeptonError, NonFiniteError, RankMismatchError
-from lepton_mpi.runtime.mpi import MPI, start_mpi
+from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.uncaught import UncaughtErrorHook
 from lepton_mpi.train.model import LeptonModel
 
@@ -23,20 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:the ranks start more threads")
 RANDOM = np.random.default_rng(0)
 Y = np.arange(151) % 3
 X = RANDOM.normal(size=(3, 6))[Y] * 3 + RANDOM.normal(size=(151, 6)) + 5.0
-
-
-@pytest.fixture
-def comm() -> Iterator[MPI.Intracomm]:
-    duplicate = start_mpi().Dup()
-    yield duplicate
-    duplicate.Free()
-
-
-@pytest.fixture
-def folder(comm: MPI.Intracomm, tmp_path: Path) -> Path:
-    """Give the same folder to all ranks."""
-    shared: Path = comm.bcast(tmp_path, root=0)
-    return shared
 
 
 def make(**more: Any) -> LeptonModel:

@@ -250,7 +250,8 @@ def test_newer_minor_version_is_read(checkpoint, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "FORMAT_MINOR", 9)
         seal(checkpoint)
-    CheckpointReader(checkpoint).close()
+    with CheckpointReader(checkpoint) as reader:
+        assert reader.tensors
 
 
 def test_missing_data_file(checkpoint):
