@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from lepton_mpi.cli.arguments import PROGRAM, EvaluateArguments, PredictArguments, read_arguments
-from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.runtime.failure import FailureReport
 from lepton_mpi.runtime.launch import run_command
@@ -55,12 +55,4 @@ def _main(argv: Sequence[str], comm: MPI.Intracomm, report: FailureReport) -> in
 @collective("comm")
 def _read_arguments(argv: Sequence[str], comm: MPI.Intracomm) -> EvaluateArguments | PredictArguments | str:
     """Read the command line, and the configuration of the run it names, on rank 0 for all. Collective over comm."""
-    arguments, error = None, None
-    if comm.Get_rank() == 0:
-        try:
-            arguments = read_arguments(argv)
-        except Exception as found:
-            error = found
-    raise_together(comm, error)
-    result: EvaluateArguments | PredictArguments | str = comm.bcast(arguments, root=0)
-    return result
+    return do_on_root(comm, lambda: read_arguments(argv))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from lepton_mpi.cli.arguments import PredictArguments
 from lepton_mpi.cli.output import Output
 from lepton_mpi.cli.trained_model import TrainedModel, restore_model
-from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.agreement import do_on_all, raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.dataset import Dataset
 from lepton_mpi.data.splits import open_inputs, open_together
@@ -67,14 +67,7 @@ def _write_all(comm: MPI.Intracomm, model: TrainedModel, dataset: Dataset, argum
 @collective("comm")
 def _open_output(comm: MPI.Intracomm, path: Path | None) -> Output | None:
     """Open the output on rank 0, or raise on all. Collective over comm."""
-    output, error = None, None
-    if comm.Get_rank() == 0:
-        try:
-            output = Output(path)
-        except Exception as found:
-            error = found
-    raise_together(comm, error)
-    return output
+    return do_on_all(comm, lambda: Output(path) if comm.Get_rank() == 0 else None)
 
 
 @collective("comm")

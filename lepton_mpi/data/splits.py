@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.agreement import do_on_all
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.csv import open_csv
@@ -80,13 +80,7 @@ def open_together(open_local: Callable[[], Sequence[Dataset]], comm: MPI.Intraco
         LeptonError: what `open_local` raised, on any rank.
         RankMismatchError: ranks found different data, as happens with copies on node-local disks.
     """
-    datasets, error = None, None
-    try:
-        datasets = open_local()
-    except Exception as found:
-        error = found
-    raise_together(comm, error)
-    assert datasets is not None
+    datasets = do_on_all(comm, open_local)
     _check_agreement(datasets, comm)
     return datasets
 

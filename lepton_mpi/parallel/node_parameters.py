@@ -91,7 +91,6 @@ class NodeParameters:
         self.slots = {name: memory.array(start, num, np.float32) for name, start in zip(slot_names, group.slots, strict=True)}
         self.grads = [memory.array(start, num, np.float32) for start in group.grads]
         self.signals: NDArray[np.uint8] = memory.array(group.signals, group.signal_nbytes, np.uint8)
-        self.shared_nbytes = plan.nbytes
         self._xp = xp
         own_grad = self.grads[grid.data_in_node.Get_rank()]
         self.device_values: Any = self.values if xp is np else xp.zeros(num, xp.float32)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.config.command_line import Arguments, parse_arguments
 from lepton_mpi.config.help_text import format_help
 from lepton_mpi.config.toml_file import format_toml
@@ -46,15 +46,7 @@ def _main(argv: Sequence[str], program: str, world: MPI.Intracomm, report: Failu
 
 def _read_arguments(argv: Sequence[str], world: MPI.Intracomm) -> Arguments:
     """Read the command line and the file it names on rank 0, for all. Collective over world."""
-    arguments, error = None, None
-    if world.Get_rank() == 0:
-        try:
-            arguments = parse_arguments(argv)
-        except Exception as found:
-            error = found
-    raise_together(world, error)
-    result: Arguments = world.bcast(arguments, root=0)
-    return result
+    return do_on_root(world, lambda: parse_arguments(argv))
 
 
 if __name__ == "__main__":

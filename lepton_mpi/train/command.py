@@ -15,7 +15,7 @@ import lepton_mpi
 from lepton_mpi.checkpoint.commit import list_checkpoints, remove_unfinished
 from lepton_mpi.checkpoint.drivers import choose_driver
 from lepton_mpi.checkpoint.resume import find_resumable
-from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import Config
 from lepton_mpi.config.toml_file import format_toml
@@ -125,7 +125,6 @@ class _View(Watcher):
         self._report = report
         kind = config.run.progress if folder is not None else "off"
         self._progress: Progress = choose_progress(kind, sys.stdout, config.run.progress_every_s)
-        self._quiet = kind == "off"
         self._state = TrainState()
         self._loss = math.nan
         self._first_step = True
@@ -219,23 +218,20 @@ def _open_folder(comm: MPI.Intracomm, config: Config) -> Path:
     Raises:
         ConfigError: the folder cannot be made, or must not be resumed; on all ranks alike.
     """
-    path, error = None, None
-    if comm.Get_rank() == 0:
-        try:
-            path = _choose_folder(config)
-            RunFolder(path).close()
-            if config.run.fresh and list_checkpoints(path / "checkpoints"):
-                raise ConfigError(
-                    f"run.fresh: the run folder {path} already holds checkpoints and would be resumed: name another run.dir, "
-                    "or move the folder away"
-                )
-            remove_unfinished(path / "checkpoints")
-            failure_path(path).unlink(missing_ok=True)  # of an earlier run in this folder
-        except Exception as found:
-            error = found
-    raise_together(comm, error)
-    result: Path = comm.bcast(path, root=0)
-    return result
+    return do_on_root(comm, lambda: _make_folder(config))
+
+
+def _make_folder(config: Config) -> Path:
+    path = _choose_folder(config)
+    RunFolder(path).close()
+    if config.run.fresh and list_checkpoints(path / "checkpoints"):
+        raise ConfigError(
+            f"run.fresh: the run folder {path} already holds checkpoints and would be resumed: name another run.dir, "
+            "or move the folder away"
+        )
+    remove_unfinished(path / "checkpoints")
+    failure_path(path).unlink(missing_ok=True)  # of an earlier run in this folder
+    return path
 
 
 def _choose_folder(config: Config) -> Path:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lepton_mpi.checkpoint.layout import TensorSlice
 from lepton_mpi.checkpoint.reader import CheckpointReader
 from lepton_mpi.checkpoint.writer import write_checkpoint
-from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.agreement import do_on_all, do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.errors import CheckpointError
@@ -85,23 +85,21 @@ def load(network: Network, path: Path) -> tuple[TrainState, Normalisation]:
     Raises:
         CheckpointError: it belongs to another model or optimizer, or cannot be read; on all ranks alike.
     """
-    result, error = None, None
-    try:
-        with CheckpointReader(path) as reader:
-            _require_fit(network, reader)
-            for block, kind, array, (first, last) in _owned_rows(network):
-                starts = (block.starts[0] + first, *block.starts[1:])
-                rows = array[first:last]
-                rows[...] = reader.read(f"{kind}/{block.name}", starts, rows.shape)
-            attributes = reader.attributes
-            state = TrainState(reader.step, int(attributes["epoch"]), int(attributes["position"]))
-            result = state, read_normalisation(reader)
-    except Exception as found:
-        error = found
-    raise_together(network.grid.world, error)  # also: all rows of this node are in place
-    assert result is not None
+    result = do_on_all(network.grid.world, lambda: _read_own_rows(network, path))  # also: all rows of this node are in place
     network.memory.upload()
     return result
+
+
+def _read_own_rows(network: Network, path: Path) -> tuple[TrainState, Normalisation]:
+    with CheckpointReader(path) as reader:
+        _require_fit(network, reader)
+        for block, kind, array, (first, last) in _owned_rows(network):
+            starts = (block.starts[0] + first, *block.starts[1:])
+            rows = array[first:last]
+            rows[...] = reader.read(f"{kind}/{block.name}", starts, rows.shape)
+        attributes = reader.attributes
+        state = TrainState(reader.step, int(attributes["epoch"]), int(attributes["position"]))
+        return state, read_normalisation(reader)
 
 
 @collective("comm")
@@ -117,16 +115,12 @@ def read_model_shape(comm: MPI.Intracomm, path: Path) -> tuple[tuple[int, ...], 
     Raises:
         CheckpointError: the checkpoint cannot be read, or does not say; on all ranks alike.
     """
-    found, error = None, None
-    if comm.Get_rank() == 0:
-        try:
-            with CheckpointReader(path) as reader:
-                found = _model_shape(reader)
-        except Exception as raised:
-            error = raised
-    raise_together(comm, error)
-    shape: tuple[tuple[int, ...], int] = comm.bcast(found, root=0)
-    return shape
+
+    def read() -> tuple[tuple[int, ...], int]:
+        with CheckpointReader(path) as reader:
+            return _model_shape(reader)
+
+    return do_on_root(comm, read)
 
 
 def _model_shape(reader: CheckpointReader) -> tuple[tuple[int, ...], int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.agreement import do_on_all
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import GridShape
 from lepton_mpi.config.schema import Config, TrainConfig
@@ -193,10 +193,4 @@ def choose_device(world: MPI.Intracomm, kind: str) -> object:
     Raises:
         ConfigError: a rank has no such device; on all ranks alike.
     """
-    module, error = None, None
-    try:
-        module = select_device(kind, world.Get_rank() % max(ranks_on_node(), 1))
-    except Exception as found:
-        error = found
-    raise_together(world, error)
-    return module
+    return do_on_all(world, lambda: select_device(kind, world.Get_rank() % max(ranks_on_node(), 1)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.agreement import do_on_all, do_on_root, raise_together
 from lepton_mpi.errors import ConfigError, DataError, LeptonError, SharedMemoryError
 from lepton_mpi.runtime.mpi import MPI
 
@@ -53,3 +53,29 @@ def test_an_error_of_another_kind_becomes_one_of_ours(comm: MPI.Intracomm) -> No
             raise_together(comm, error if comm.rank == last else None)
         assert type(found.value) is LeptonError
         assert found.value.exit_code == 1
+
+
+@pytest.mark.mpi
+def test_work_on_all_ranks(comm: MPI.Intracomm) -> None:
+    assert do_on_all(comm, lambda: comm.rank) == comm.rank
+    assert do_on_all(comm, lambda: None) is None
+    for failing in range(comm.size):
+
+        def work(failing: int = failing) -> None:
+            if comm.rank == failing:
+                raise DataError("no such file")
+
+        with pytest.raises(DataError, match="no such file"):
+            do_on_all(comm, work)
+
+
+@pytest.mark.mpi
+def test_work_on_the_root(comm: MPI.Intracomm) -> None:
+    assert do_on_root(comm, lambda: comm.rank + 7) == 7
+
+    def work() -> None:
+        assert comm.rank == 0
+        raise ConfigError("no such key")
+
+    with pytest.raises(ConfigError, match=r"^no such key$"):
+        do_on_root(comm, work)
