@@ -40,6 +40,204 @@ def sgd_update(
 ) -> None: ...
 def sum_of_squares(x: NDArray[np.float32]) -> float: ...
 
+# Rounding to bfloat16 of one-dimensional, contiguous arrays; out may be x.
+def round_to_bf16(x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...
+
+# Softmax of attention scores [B, H, Q, K] and its backward pass, in place; arrays are contiguous and never converted.
+def softmax(scores: NDArray[np.float32], key_mask: NDArray[np.bool_] | None, first_query: int | None, scale: float) -> None: ...
+def softmax_backward(dp: NDArray[np.float32], p: NDArray[np.float32], first_query: int | None, scale: float) -> None: ...
+
+# Cross entropy; logits and dlogits are flat [N * num_classes]. Returns loss, weight, num_correct, num_counted.
+def softmax_cross_entropy(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    num_classes: int,
+    class_weights: NDArray[np.float32] | None,
+    label_smoothing: float,
+    factor: float,
+    dlogits: NDArray[np.float32] | None,
+) -> tuple[float, float, int, int]: ...
+
+# Activations; arrays are one-dimensional, contiguous, of one size, and never converted..
+def gelu(x: NDArray[np.float32], y: NDArray[np.float32], slope: NDArray[np.float32] | None, approximate: bool) -> None: ...
+def silu(x: NDArray[np.float32], y: NDArray[np.float32], slope: NDArray[np.float32] | None) -> None: ...
+def swiglu(gate: NDArray[np.float32], up: NDArray[np.float32], y: NDArray[np.float32]) -> None: ...
+def swiglu_backward(
+    dy: NDArray[np.float32],
+    gate: NDArray[np.float32],
+    up: NDArray[np.float32],
+    dgate: NDArray[np.float32],
+    dup: NDArray[np.float32],
+    y: NDArray[np.float32],
+) -> None: ...
+def rotary(
+    x: NDArray[np.float32],
+    cosines: NDArray[np.float32],
+    sines: NDArray[np.float32],
+    sign: float,
+    y: NDArray[np.float32],
+    batch: int,
+    positions: int,
+    heads: int,
+) -> None: ...
+
+# Normalisation of rows; arrays are one-dimensional and contiguous, and never converted.
+def layer_norm(
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32] | None,
+    y: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    rstd: NDArray[np.float32],
+    epsilon: float,
+) -> None: ...
+def layer_norm_backward(
+    dy: NDArray[np.float32],
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    rstd: NDArray[np.float32],
+    dx: NDArray[np.float32] | None,
+    dweight: NDArray[np.float32],
+    dbias: NDArray[np.float32] | None,
+) -> None: ...
+def rms_norm(
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    y: NDArray[np.float32],
+    rstd: NDArray[np.float32],
+    epsilon: float,
+) -> None: ...
+def rms_norm_backward(
+    dy: NDArray[np.float32],
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    rstd: NDArray[np.float32],
+    dx: NDArray[np.float32] | None,
+    dweight: NDArray[np.float32],
+) -> None: ...
+
+# Dropout; masks hold 0 and 1, arrays are one-dimensional and contiguous, and never converted.
+def dropout_mask(
+    mask: NDArray[np.uint8],
+    rows: int,
+    key: int,
+    step: int,
+    first_row: int,
+    row_size: int,
+    row_start: int,
+    threshold: int,
+) -> None: ...
+def dropout(
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    mask: NDArray[np.uint8],
+    scale: float,
+    rows: int,
+    key: int,
+    step: int,
+    first_row: int,
+    row_size: int,
+    row_start: int,
+    threshold: int,
+) -> None: ...
+def apply_mask(x: NDArray[np.float32], mask: NDArray[np.uint8], scale: float, y: NDArray[np.float32]) -> None: ...
+
+# table[ids - first] += rows, in order; ids outside of the table are passed over.
+def embedding_add(
+    rows: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    first: int,
+    table: NDArray[np.float32],
+    features: int,
+) -> None: ...
+
+# Windows over images [B, H, W, C]; ranges are (start, stop), kernel to dilation are (height, width); arrays are never converted.
+def im2col(
+    x: NDArray[np.float32],
+    columns: NDArray[np.float32],
+    images: tuple[int, int],
+    rows: tuple[int, int],
+    channels: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None: ...
+def col2im_add(
+    columns: NDArray[np.float32],
+    dx: NDArray[np.float32],
+    images: tuple[int, int],
+    rows: tuple[int, int],
+    channels: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None: ...
+def max_pool2d(
+    x: NDArray[np.float32],
+    y: NDArray[np.float32],
+    places: NDArray[np.int32],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> None: ...
+def max_pool2d_backward_add(dy: NDArray[np.float32], places: NDArray[np.int32], dx: NDArray[np.float32]) -> None: ...
+def depthwise_conv2d(
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    y: NDArray[np.float32],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None: ...
+def depthwise_backward_input_add(
+    dx: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    dy: NDArray[np.float32],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None: ...
+def depthwise_backward_weight_add(
+    x: NDArray[np.float32],
+    dweight: NDArray[np.float32],
+    dy: NDArray[np.float32],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None: ...
+
+# Batch normalisation of rows [N, C]; arrays are never converted.
+def channel_moments(x: NDArray[np.float32], mean: NDArray[np.float64], squares: NDArray[np.float64]) -> None: ...
+def channel_affine(
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    y: NDArray[np.float32],
+) -> None: ...
+def channel_gradient_sums(
+    dy: NDArray[np.float32],
+    x: NDArray[np.float32],
+    mean: NDArray[np.float64],
+    sum_dy: NDArray[np.float64],
+    sum_dy_x: NDArray[np.float64],
+) -> None: ...
+def channel_gradient(
+    dy: NDArray[np.float32],
+    x: NDArray[np.float32],
+    mean: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    slope: NDArray[np.float32],
+    shift: NDArray[np.float32],
+    dx: NDArray[np.float32],
+) -> None: ...
+
 # The gradient exchange of one model part; calls are made by one thread.
 class Exchange:
     def __init__(

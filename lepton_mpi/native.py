@@ -8,15 +8,23 @@ therefore read from the file that the build leaves beside it, before the extensi
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lepton_mpi import __version__
 from lepton_mpi.errors import NativeError
 from lepton_mpi.runtime.mpi import MPI, mpi_library
 
+Bf16Product: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]], None]
 PACKAGE_DIR = Path(__file__).resolve().parent
 # How the version texts of the libraries with MPICH's ABI begin (https://www.mpich.org/abi/).
 _MPICH_ABI = re.compile(r"MPICH|Intel\(R\) MPI|MVAPICH|MPI VERSION\s*: CRAY MPICH")
@@ -74,6 +82,29 @@ def check_build(package_dir: Path) -> None:
         )
 
 
+@functools.cache
+def bf16_product() -> Bf16Product | None:
+    """Return `bf16_product(a, b, y)` on the CPU's bfloat16 units, or None where it was not built or the CPU has none. Local.
+
+    It sets y = a b for float32 a [N, M, K], b [N, K, P], y [N, M, P], with the operands rounded to bfloat16 and sums in fp32;
+    N may be 1 for one operand, rows or columns of an operand are contiguous, y is, and no dim is 0.
+
+    Raises:
+        NativeError: it was built, but oneDNN does not load.
+    """
+    if not any(PACKAGE_DIR.glob("_onednn*.so")):
+        return None
+    try:
+        onednn: Any = importlib.import_module("lepton_mpi._onednn")
+    except ImportError as error:
+        raise NativeError(
+            f"the extension in {PACKAGE_DIR} was built with oneDNN, which does not load: {error}. Install it again "
+            "(`pip install onednn-cpu-gomp`), or rebuild without it (`LEPTON_ONEDNN=off make native`)"
+        ) from error
+    product: Bf16Product = onednn.bf16_product
+    return product if onednn.has_bf16_unit() else None
+
+
 def kernel_source_dirs(package_dir: Path = PACKAGE_DIR) -> tuple[Path, Path]:
     """Return the folder of the CUDA sources and the include folder of their headers. Local.
 
@@ -99,13 +130,41 @@ try:
         Exchange,
         Segment,
         adamw_update,
+        apply_mask,
+        channel_affine,
+        channel_gradient,
+        channel_gradient_sums,
+        channel_moments,
         codec_block_values,
         codec_decode,
         codec_encode,
         codec_encoded_nbytes,
+        col2im_add,
+        depthwise_backward_input_add,
+        depthwise_backward_weight_add,
+        depthwise_conv2d,
+        dropout,
+        dropout_mask,
+        embedding_add,
+        gelu,
+        im2col,
+        layer_norm,
+        layer_norm_backward,
+        max_pool2d,
+        max_pool2d_backward_add,
         mpi_library_version,
+        rms_norm,
+        rms_norm_backward,
+        rotary,
+        round_to_bf16,
         sgd_update,
+        silu,
+        softmax,
+        softmax_backward,
+        softmax_cross_entropy,
         sum_of_squares,
+        swiglu,
+        swiglu_backward,
     )
 except ImportError as error:
     raise NativeError(f"the C++ extension in {PACKAGE_DIR} does not load into this Python: {error}. {_REBUILD}") from error
@@ -114,15 +173,44 @@ __all__ = [
     "Exchange",
     "Segment",
     "adamw_update",
+    "apply_mask",
+    "bf16_product",
+    "channel_affine",
+    "channel_gradient",
+    "channel_gradient_sums",
+    "channel_moments",
     "check_build",
     "codec_block_values",
     "codec_decode",
     "codec_encode",
     "codec_encoded_nbytes",
+    "col2im_add",
+    "depthwise_backward_input_add",
+    "depthwise_backward_weight_add",
+    "depthwise_conv2d",
+    "dropout",
+    "dropout_mask",
+    "embedding_add",
+    "gelu",
+    "im2col",
     "is_loaded",
     "kernel_source_dirs",
+    "layer_norm",
+    "layer_norm_backward",
+    "max_pool2d",
+    "max_pool2d_backward_add",
     "mpi_family",
     "mpi_library_version",
+    "rms_norm",
+    "rms_norm_backward",
+    "rotary",
+    "round_to_bf16",
     "sgd_update",
+    "silu",
+    "softmax",
+    "softmax_backward",
+    "softmax_cross_entropy",
     "sum_of_squares",
+    "swiglu",
+    "swiglu_backward",
 ]

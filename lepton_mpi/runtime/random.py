@@ -58,3 +58,17 @@ def uniform(key: int, start: int, count: int) -> NDArray[np.float32]:
     first, last = start // 4, -(-(start + count) // 4)
     words = philox(key, np.arange(first, last, dtype=np.uint64)).reshape(-1)[start - 4 * first :][:count]
     return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+
+
+def normal(key: int, start: int, count: int) -> NDArray[np.float32]:
+    """Return elements `start .. start+count` of the key's stream of standard normal floats. Local.
+
+    Elements 2i and 2i + 1 come from the uniform elements 2i and 2i + 1 by Box and Muller (1958), computed in
+    float64 and rounded once.
+    """
+    first, last = start // 2, -(-(start + count) // 2)
+    pairs = uniform(key, 2 * first, 2 * (last - first)).astype(np.float64).reshape(-1, 2)
+    radius = np.sqrt(-2.0 * np.log(1.0 - pairs[:, 0]))  # 1 - u is in (0, 1]
+    angle = 2.0 * np.pi * pairs[:, 1]
+    both = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
+    return both[start - 2 * first :][:count].astype(np.float32)
