@@ -1,21 +1,103 @@
-"""Fully connected layer, optionally with ReLU, whole or one shard of it.
+"""Fully connected layer, optionally with ReLU, whole or divided over shards.
 
-Dims: B samples, I input features, O output features (of this shard).
+Dims: B samples, R rows (samples, times positions where there are any), I input features, O output features (of this shard).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from lepton_mpi.nn.module import Module
-from lepton_mpi.nn.move import Move
-from lepton_mpi.nn.parameter import Parameter
+from lepton_mpi.nn.initial import Initial, he_uniform, lecun_uniform
+from lepton_mpi.nn.layer import Layer, Shapes, require_shape
+from lepton_mpi.nn.module import Context, Module
+from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.parameter import Parameter, ParameterSpec
+from lepton_mpi.nn.place import Place
 from lepton_mpi.ops.bias_relu import bias_relu
 from lepton_mpi.ops.linear import linear, linear_backward_input, linear_backward_weight
+from lepton_mpi.ops.product import Precision
 from lepton_mpi.ops.relu import relu_backward
 
 
-class Linear(Module):
+@dataclass(frozen=True)
+class Linear(Layer):
+    """y = x W^T + b over the last dim, then maybe ReLU.
+
+    Attributes:
+        in_features, out_features: global widths.
+        relu: whether ReLU follows.
+        split: "column" divides the outputs over the shards; "row" divides the inputs, which come divided from a
+            column layer before; None: every shard computes all of it.
+        gather: whether the outputs of a column split are brought together again.
+        unit: shards divide the split dim in whole units of this length.
+        bias: whether there is one.
+        initial: law of the initial weights; None: He-uniform before ReLU, else LeCun-uniform.
+        tied: global name of another layer's parameter of shape [O, I] to use as weight; empty: `<name>.weight`.
+    """
+
+    in_features: int
+    out_features: int
+    relu: bool = False
+    split: Literal["column", "row"] | None = None
+    gather: bool = False
+    unit: int = 1
+    bias: bool = True
+    initial: Initial | None = None
+    tied: str = ""
+
+    @property
+    def weight_spec(self) -> ParameterSpec:
+        """Weight [O, I]."""
+        initial = self.initial or (he_uniform if self.relu else lecun_uniform)(self.in_features)
+        split_dim = None if self.split is None else 0 if self.split == "column" else 1
+        return ParameterSpec(
+            self.tied or f"{self.name}.weight", (self.out_features, self.in_features), split_dim, self.unit, initial
+        )
+
+    @property
+    def bias_spec(self) -> ParameterSpec:
+        """Bias [O], zeros; whole on every shard of a row split, since it is added after the sum."""
+        return ParameterSpec(
+            f"{self.name}.bias", (self.out_features,), 0 if self.split == "column" else None, self.unit, decay=False
+        )
+
+    @property
+    def parameters(self) -> tuple[ParameterSpec, ...]:
+        """Weight, and bias if there is one."""
+        return (self.weight_spec, self.bias_spec) if self.bias else (self.weight_spec,)
+
+    @property
+    def divided(self) -> bool:
+        """True after a column split that is not gathered."""
+        return self.split == "column" and not self.gather
+
+    def output(self, shapes: Shapes) -> Shapes:
+        """Return [..., O] for [..., I]."""
+        return ((*require_shape(self, shapes, (-1, self.in_features))[:-1], self.out_features),)
+
+    def cost(self, shapes: Shapes) -> int:
+        """Return I O a row."""
+        rows = 1
+        for size in shapes[0][:-1]:
+            rows *= size
+        return rows * self.in_features * self.out_features
+
+    def build(self, parameters: Mapping[str, Parameter], place: Place) -> LinearModule:
+        """Return the layer at work."""
+        return LinearModule(
+            parameters[self.weight_spec.name],
+            parameters[self.bias_spec.name] if self.bias else None,
+            self.relu,
+            enter=place.replicate() if self.split == "column" else Stay(),
+            reduce=place.sum() if self.split == "row" else Stay(),
+            leave=place.gather(self.out_features, self.unit) if self.gather else Stay(),
+            precision=place.precision,
+        )
+
+
+class LinearModule(Module):
     """y = leave(act(reduce(enter(x) @ weight.T) + bias)).
 
     The moves are identities on one shard. Split by columns, `enter` hands every shard the whole
@@ -23,7 +105,16 @@ class Linear(Module):
     (a sum, whose adjoint is the identity on each term: the bias, added after it, gets the same gradient).
     """
 
-    def __init__(self, weight: Parameter, bias: Parameter, relu: bool, enter: Move, reduce: Move, leave: Move) -> None:
+    def __init__(
+        self,
+        weight: Parameter,
+        bias: Parameter | None,
+        relu: bool,
+        enter: Move,
+        reduce: Move,
+        leave: Move,
+        precision: Precision = "fp32",
+    ) -> None:
         """Make the layer on its parameters: weight [O, I], bias [O]."""
         self.weight = weight
         self.bias = bias
@@ -31,28 +122,38 @@ class Linear(Module):
         self.enter = enter
         self.reduce = reduce
         self.leave = leave
+        self.precision: Precision = precision
 
-    def forward(self, x: Any) -> tuple[Any, Any]:
-        """Return y [B, O] for x [B, I]."""
-        x_BI = self.enter.forward(x)
-        y_BO = self.reduce.forward(linear(x_BI, self.weight.value))  # a new array, so it may be overwritten
-        if self.relu:
-            bias_relu(y_BO, self.bias.value)
+    def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
+        """Return y [B, ..., O] for x [B, ..., I]."""
+        x = self.enter.forward(x)
+        x_RI = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(x.size, self.weight.value.shape[1])
+        y_RO = self.reduce.forward(linear(x_RI, self.weight.value, precision=self.precision))  # a new array: may be overwritten
+        if self.relu and self.bias is not None:
+            bias_relu(y_RO, self.bias.value)
         else:
-            y_BO += self.bias.value
-        return self.leave.forward(y_BO), (x_BI, y_BO)
+            if self.bias is not None:
+                y_RO += self.bias.value
+            if self.relu:
+                y_RO.clip(0, None, out=y_RO)
+        y = y_RO.reshape(*x.shape[:-1], y_RO.shape[-1])
+        return self.leave.forward(y), (x_RI, y_RO if self.relu else None, x.shape)
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
-        """Return dx [B, I] for dy [B, O]."""
-        x_BI, y_BO = saved
-        dz_BO = self.leave.adjoint(dy)
-        if self.relu:
-            dz_BO = relu_backward(dz_BO, y_BO)
-        dz_BO = self.reduce.adjoint(dz_BO)
-        dx = self.enter.adjoint(linear_backward_input(dz_BO, self.weight.value)) if want_dx else None
-        return dx, (x_BI, dz_BO)
+        """Return dx [B, ..., I] for dy [B, ..., O]."""
+        x_RI, y_RO, x_shape = saved
+        dz = self.leave.adjoint(dy)
+        dz_RO = dz.reshape(len(x_RI), self.weight.value.shape[0])
+        if y_RO is not None:
+            dz_RO = relu_backward(dz_RO, y_RO)
+        dz_RO = self.reduce.adjoint(dz_RO)
+        if not want_dx:
+            return None, (x_RI, dz_RO)
+        dx_RI = linear_backward_input(dz_RO, self.weight.value, precision=self.precision)
+        return self.enter.adjoint(dx_RI.reshape(x_shape)), (x_RI, dz_RO)
 
     def backward_weight(self, pending: Any) -> None:
         """Add dW [O, I] and db [O]."""
-        x_BI, dz_BO = pending
-        linear_backward_weight(dz_BO, x_BI, self.weight.grad, self.bias.grad)
+        x_RI, dz_RO = pending
+        db = self.bias.grad if self.bias is not None else None
+        linear_backward_weight(dz_RO, x_RI, self.weight.grad, db, precision=self.precision)

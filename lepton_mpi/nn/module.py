@@ -1,21 +1,42 @@
-"""What a layer is: a forward pass and a backward pass in two halves."""
+"""What a layer is at work: a forward pass and a backward pass in two halves."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(frozen=True)
+class Context:
+    """What layers may know of the micro-batch that passes through them; the same on every grid.
+
+    Attributes:
+        training: whether batch statistics, dropout and the like are on.
+        step: number of the training step, from 0.
+        first_row: place in the global batch of the micro-batch's first sample on this rank; the others follow it.
+        num_global: samples of the global batch.
+        key_mask: bool [B, T], False at padding; None where there is none.
+    """
+
+    training: bool = False
+    step: int = 0
+    first_row: int = 0
+    num_global: int = 1
+    key_mask: Any = None
+
+
 class Module(ABC):
-    """A layer. It keeps parameters but no state between calls.
+    """A layer on its parameters. It keeps no state between calls.
 
     What a pass needs later is returned, not stored, since several micro-batches are in flight at
     once. The backward pass comes in halves, so that a pipeline can send the input gradient on
-    before it spends time on the weights.
+    before it spends time on the weights. Inputs and outputs are arrays [B, ...] (B may be 0), or
+    tuples of them where a layer carries several. Arrays that are handed in are never written to.
     """
 
     @abstractmethod
-    def forward(self, x: Any) -> tuple[Any, Any]:
+    def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return the output for an input [B, ...] and what the backward pass needs."""
 
     @abstractmethod
@@ -28,10 +49,10 @@ class Module(ABC):
             want_dx: False where nobody needs the input's gradient; None is returned for it then.
         """
 
-    @abstractmethod
     def backward_weight(self, pending: Any) -> None:
-        """Add the gradients of the parameters to their `grad` arrays.
+        """Add the gradients of the parameters to their `grad` arrays; nothing for a layer without parameters.
 
         Args:
             pending: second result of `backward_input`.
         """
+        del pending

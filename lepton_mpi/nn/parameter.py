@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.runtime.random import random_key, uniform
+from lepton_mpi.nn.initial import Constant, Initial
+from lepton_mpi.runtime.random import random_key
 from lepton_mpi.runtime.ranges import split_range
 
 # Every parameter starts at a multiple of this many values: one cache line.
 _ALIGNMENT = 16
+# The longest block that a codec gives one scale.
+_STATISTICS_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,25 @@ class ParameterSpec:
         name: global name, e.g. "layers.0.weight".
         shape: global shape.
         split_dim: the dim that shards divide, or None where every shard holds all of it.
-        bound: initial values are uniform in [-bound, bound]; 0: zeros.
-        decay: whether weight decay applies.
+        split_unit: shards divide it in whole units of this length, such as the rows of an attention head.
+        initial: law of the initial values.
+        decay: whether weight decay applies; norms and biases are exempt.
+        role: a "weight" follows its gradient; to a "statistic", such as a running mean, what the layers put into
+            its gradient is added as it is, once a step, with no learning rate and outside of any norm.
     """
 
     name: str
     shape: tuple[int, ...]
     split_dim: int | None = None
-    bound: float = 0.0
+    split_unit: int = 1
+    initial: Initial = field(default_factory=Constant)
     decay: bool = True
+    role: Literal["weight", "statistic"] = "weight"
+
+    @property
+    def max_shards(self) -> int | None:
+        """Most shards that still hold something of it each; None: any number."""
+        return None if self.split_dim is None else self.shape[self.split_dim] // self.split_unit
 
 
 @dataclass(frozen=True)
@@ -68,8 +81,9 @@ def cut_parameter(spec: ParameterSpec, shards: int, shard: int) -> ParameterBloc
     """Return the block of a parameter that shard `shard` of `shards` holds. Local."""
     starts, shape = [0] * len(spec.shape), list(spec.shape)
     if spec.split_dim is not None:
-        start, stop = split_range(spec.shape[spec.split_dim], shards, shard)
-        starts[spec.split_dim], shape[spec.split_dim] = start, stop - start
+        unit = spec.split_unit
+        start, stop = split_range(spec.shape[spec.split_dim] // unit, shards, shard)
+        starts[spec.split_dim], shape[spec.split_dim] = start * unit, (stop - start) * unit
     return ParameterBlock(spec, tuple(starts), tuple(shape), spec.split_dim is not None or shard == 0)
 
 
@@ -85,16 +99,12 @@ def initial_values(block: ParameterBlock, seed: int, rows: tuple[int, int] | Non
         float32 array of the shape of the block, or of its rows.
     """
     first, last = rows or (0, block.shape[0])
-    shape = (last - first, *block.shape[1:])
-    if block.spec.bound == 0.0 or math.prod(shape) == 0:
-        return np.zeros(shape, np.float32)
     row_values = math.prod(block.spec.shape[1:])
     key = random_key(seed, "init", block.name)
-    whole_rows = uniform(key, (block.starts[0] + first) * row_values, (last - first) * row_values)
+    whole_rows = block.spec.initial.draw(key, (block.starts[0] + first) * row_values, (last - first) * row_values)
     values = whole_rows.reshape(last - first, *block.spec.shape[1:])
     columns = tuple(slice(s, s + n) for s, n in zip(block.starts[1:], block.shape[1:], strict=True))
-    bound = np.float32(block.spec.bound)
-    return np.ascontiguousarray(values[(slice(None), *columns)]) * (2 * bound) - bound
+    return np.ascontiguousarray(values[(slice(None), *columns)])
 
 
 @dataclass(frozen=True)
@@ -115,22 +125,27 @@ class Parameter:
 class ParameterLayout:
     """Where the parameters of one model part lie in a flat buffer.
 
-    Blocks follow each other in the order of the layers, each at a multiple of 16 values.
+    Blocks follow each other as given, each at a multiple of 16 values; statistics come after all weights and begin at a
+    multiple of 256 values, so that no codec's block holds gradients and statistics at once.
 
     Attributes:
         blocks: the blocks in order.
         offsets: where each begins, in values.
+        statistics_start: where the statistics begin.
         num_values: length of the buffer, gaps included.
     """
 
-    def __init__(self, blocks: Sequence[ParameterBlock]) -> None:
+    def __init__(self, weights: Sequence[ParameterBlock], statistics: Sequence[ParameterBlock] = ()) -> None:
         """Lay blocks out."""
-        self.blocks = tuple(blocks)
+        self.blocks = (*weights, *statistics)
         offsets, end = [], 0
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            if i == len(weights):
+                end = -(-end // _STATISTICS_ALIGNMENT) * _STATISTICS_ALIGNMENT
             offsets.append(end)
             end += -(-block.size // _ALIGNMENT) * _ALIGNMENT
         self.offsets = tuple(offsets)
+        self.statistics_start = offsets[len(weights)] if statistics else end
         self.num_values = end
 
     def view(self, index: int, buffer: Any) -> Any:

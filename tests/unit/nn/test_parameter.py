@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lepton_mpi.nn.initial import Constant, Normal, Uniform
 from lepton_mpi.nn.parameter import ParameterLayout, ParameterSpec, cut_parameter, initial_values
 from lepton_mpi.runtime.ranges import split_range
 
-COLUMN = ParameterSpec("layers.0.weight", (11, 7), 0, 0.5)
-ROW = ParameterSpec("layers.1.weight", (5, 11), 1, 0.25)
+COLUMN = ParameterSpec("layers.0.weight", (11, 7), 0, initial=Uniform(0.5))
+ROW = ParameterSpec("layers.1.weight", (5, 11), 1, initial=Uniform(0.25))
 BIAS = ParameterSpec("layers.1.bias", (5,), None, decay=False)
 
 
@@ -42,7 +43,7 @@ def test_initial_values_depend_on_the_element_alone(spec: ParameterSpec, shards:
 
 
 def test_initial_values_are_uniform_within_the_bound() -> None:
-    values = initial_values(cut_parameter(ParameterSpec("w", (300, 200), 0, 0.5), 1, 0), seed=1)
+    values = initial_values(cut_parameter(ParameterSpec("w", (300, 200), 0, initial=Uniform(0.5)), 1, 0), seed=1)
     assert values.dtype == np.float32
     assert -0.5 <= values.min() < -0.499
     assert 0.499 < values.max() <= 0.5
@@ -51,7 +52,10 @@ def test_initial_values_are_uniform_within_the_bound() -> None:
 
 
 def test_initial_values_change_with_seed_and_name() -> None:
-    block, other = cut_parameter(COLUMN, 1, 0), cut_parameter(ParameterSpec("layers.2.weight", (11, 7), 0, 0.5), 1, 0)
+    block, other = (
+        cut_parameter(COLUMN, 1, 0),
+        cut_parameter(ParameterSpec("layers.2.weight", (11, 7), 0, initial=Uniform(0.5)), 1, 0),
+    )
     first = initial_values(block, 1)
     assert not np.array_equal(first, initial_values(block, 2))
     assert not np.array_equal(first, initial_values(other, 1))
@@ -78,3 +82,31 @@ def test_layout_puts_blocks_on_cache_lines_in_order() -> None:
 
 def test_layout_of_nothing() -> None:
     assert ParameterLayout([]).num_values == 0
+
+
+def test_statistics_lie_apart() -> None:
+    weights = [cut_parameter(spec, 1, 0) for spec in (COLUMN, BIAS)]
+    statistics = [cut_parameter(ParameterSpec(name, (5,), role="statistic"), 1, 0) for name in ("mean", "var")]
+    layout = ParameterLayout(weights, statistics)
+    assert layout.offsets == (0, 80, 256, 272)
+    assert (layout.statistics_start, layout.num_values) == (256, 288)
+    assert ParameterLayout(weights).statistics_start == ParameterLayout(weights).num_values == 96
+
+
+def test_shards_divide_whole_units() -> None:
+    heads = ParameterSpec("q.weight", (12, 5), 0, split_unit=4)
+    assert heads.max_shards == 3
+    assert [(cut_parameter(heads, 2, shard).starts, cut_parameter(heads, 2, shard).shape) for shard in (0, 1)] in (
+        [((0, 0), (4, 5)), ((4, 0), (8, 5))],
+        [((0, 0), (8, 5)), ((8, 0), (4, 5))],
+    )
+
+
+def test_laws_of_initial_values() -> None:
+    normal = Normal(0.02).draw(5, 0, 100_000)
+    assert normal.dtype == np.float32
+    assert normal.mean() == pytest.approx(0, abs=0.02 / np.sqrt(normal.size) * 4)
+    assert normal.std() == pytest.approx(0.02, rel=0.01)
+    assert np.mean(np.abs(normal) < 0.02) == pytest.approx(0.6827, abs=0.006)
+    assert Normal(0.02).draw(5, 1001, 7).tobytes() == normal[1001:1008].tobytes()
+    assert (Constant(1.5).draw(5, 3, 4) == np.float32(1.5)).all()
