@@ -9,6 +9,12 @@ from lepton_mpi.errors import ConfigError
 
 _FORMATS_WITH_LABELS_FILE = ("idx", "npy")
 _FORMATS_WITH_NAMED_ARRAYS = ("npz", "hdf5")
+# Formats that read no file of the user, and what they say of themselves.
+_FORMATS_WITHOUT_FILES = {
+    "digits": "data.format digits ships inside the package",
+    "pystdlib": "data.format pystdlib takes the running Python's standard library",
+}
+_FORMATS_OF_BYTES = ("text", "pystdlib")
 
 
 def check_config(config: Config) -> None:
@@ -22,7 +28,7 @@ def check_config(config: Config) -> None:
     _check_run(config.run)
     _check_grid(config.grid, config.train)
     _check_model(config.model)
-    _check_data(config.data)
+    _check_data(config.data, _may_lack_labels(config.model))
     _check_optimizer(config.optimizer, config.train)
 
 
@@ -44,18 +50,32 @@ def _check_grid(grid: GridConfig, train: TrainConfig) -> None:
 
 def _check_model(model: ModelConfig) -> None:
     if model.family == "mlp" and not model.hidden_sizes:
-        raise ConfigError("model.hidden_sizes: expected the width of at least one hidden layer, got an empty list")
+        raise ConfigError(
+            "model.hidden_sizes: expected the width of at least one hidden layer, got an empty list; the family linear has none"
+        )
+    for option in model.options:
+        name, equals, _ = option.partition("=")
+        if not name.strip() or not equals:
+            raise ConfigError(f'model.options: expected "name=value", got {option!r}')
 
 
-def _check_data(data: DataConfig) -> None:
+def _may_lack_labels(model: ModelConfig) -> bool:
+    """Return whether the task may be ranking, whose samples have no labels."""
+    return model.task == "ranking" or (model.task == "auto" and (model.family == "recommender" or ":" in model.family))
+
+
+def _check_data(data: DataConfig, may_lack_labels: bool) -> None:
     paths = {name: getattr(data, name) for name in ("path", "labels_path", "test_path", "test_labels_path")}
-    if data.format == "digits":
+    if data.format in _FORMATS_WITHOUT_FILES:
         for name, path in paths.items():
             if path:
-                raise ConfigError(f"data.{name}: data.format digits ships inside the package and reads no file, got {path!r}")
+                raise ConfigError(f"data.{name}: {_FORMATS_WITHOUT_FILES[data.format]} and reads no file, got {path!r}")
     elif not data.path:
         raise ConfigError(f"data.path: data.format {data.format} reads a file, got an empty path; give the training file")
-    if data.format in _FORMATS_WITH_LABELS_FILE:
+    if data.format in _FORMATS_WITH_LABELS_FILE and may_lack_labels and not data.labels_path:
+        if data.test_labels_path:
+            raise ConfigError(f"data.test_labels_path: expected none, as data.labels_path is empty, got {data.test_labels_path!r}")
+    elif data.format in _FORMATS_WITH_LABELS_FILE:
         if not data.labels_path:
             raise ConfigError(f"data.labels_path: data.format {data.format} keeps labels in a file of their own, got an empty path")
         if bool(data.test_path) != bool(data.test_labels_path):
@@ -72,6 +92,8 @@ def _check_data(data: DataConfig) -> None:
     _check_data_names(data)
     if data.num_classes == 1:
         raise ConfigError("data.num_classes: expected at least 2, or 0 for one more than the largest label, got 1")
+    if data.format in _FORMATS_OF_BYTES and 0 < data.num_classes < 256:
+        raise ConfigError(f"data.num_classes: data.format {data.format} has 256 tokens, got {data.num_classes}; leave it at 0")
 
 
 def _check_data_names(data: DataConfig) -> None:

@@ -51,10 +51,49 @@ class GridConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network."""
+    """The network. Each family reads the keys it has a use for; 0 leaves a size to the family."""
 
-    family: str = key("mlp", "model family", choices=("mlp",))
-    hidden_sizes: tuple[int, ...] = key((1000, 512, 256, 128), "widths of the hidden layers of an mlp", low=1)
+    family: str = key(
+        "mlp",
+        "model family: linear, mlp, resnet, unet, gpt, llama, bert, recommender, or package.module:Class for one of your own",
+    )
+    task: str = key(
+        "auto",
+        "what to train for; auto: the family's first",
+        choices=(
+            "auto",
+            "classification",
+            "segmentation",
+            "language_model",
+            "masked_language_model",
+            "regression",
+            "binary",
+            "ranking",
+        ),
+    )
+    init: str = key("", "file or folder of safetensors weights to start from; empty: fresh weights")
+    hidden_sizes: tuple[int, ...] = key((1000, 512, 256, 128), "widths of the hidden layers (mlp, recommender)", low=1)
+    channels: str = key(
+        "auto", "where images have their channels: first is [C, H, W]; auto: told from the shape", choices=("auto", "first", "last")
+    )
+    depth: int = key(0, "layers of a resnet: 20, 32, 56 (small images) or 18, 50 (large ones); levels of a unet", low=0)
+    width: int = key(0, "features of a transformer; channels of the first level of a unet or resnet", low=0)
+    num_layers: int = key(0, "blocks of a transformer", low=0)
+    num_heads: int = key(0, "attention heads", low=0)
+    num_kv_heads: int = key(0, "heads of keys and values (llama)", low=0)
+    intermediate_size: int = key(0, "hidden width of a transformer's feed-forward layers", low=0)
+    context: int = key(0, "longest sequence, tokens", low=0)
+    vocab_size: int = key(0, "size of the vocabulary; 0: what the data need", low=0)
+    pad_token: int = key(-1, "token that fills short sequences up (bert); -1: none", low=-1)
+    tied: str = key("auto", "whether the output layer shares the weights of the token embedding", choices=("auto", "yes", "no"))
+    norm_epsilon: float = key(0.0, "added to variances under the root; 0: the family's", low=0.0)
+    rope_theta: float = key(0.0, "base of rotary positions (llama)", low=0.0)
+    dropout: float = key(0.0, "share of activations that dropout clears", low=0.0, high=0.99)
+    num_users: int = key(0, "users of a recommender; 0: as the data have", low=0)
+    num_items: int = key(0, "items of a recommender; 0: as the data have", low=0)
+    embedding_size: int = key(0, "features of an embedding (recommender)", low=0)
+    interaction: str = key("mlp", "how a recommender joins user and item", choices=("mlp", "product"))
+    options: tuple[str, ...] = key((), 'options of a family of your own, "name=value" each')
 
 
 @dataclass(frozen=True)
@@ -63,18 +102,22 @@ class DataConfig:
 
     format: str = key(
         "digits",
-        "format of the data; digits ships inside the package",
-        choices=("digits", "idx", "npz", "npy", "csv", "hdf5"),
+        "format of the data; digits ships inside the package, tokens is a file of token numbers, text the bytes of a file "
+        "or folder, pystdlib those of Python's standard library",
+        choices=("digits", "idx", "npz", "npy", "csv", "hdf5", "tokens", "text", "pystdlib"),
     )
-    path: str = key("", "file with the training inputs (and labels, where the format holds both)")
+    path: str = key("", "file with the training inputs (and labels, where the format holds both), or folder (text)")
     labels_path: str = key("", "file with the training labels (idx, npy)")
     test_path: str = key("", "file with the test inputs; empty: test_fraction of the training file is held out")
     test_labels_path: str = key("", "file with the test labels (idx, npy)")
-    label_column: str = key("label", "name of the label column (csv)")
+    label_column: str = key("label", "name of the label column (csv); several names, separated by commas, where labels are values")
     inputs_name: str = key("x", "name of the array or dataset with the inputs (npz, hdf5)")
     labels_name: str = key("y", "name of the array or dataset with the labels (npz, hdf5)")
     test_fraction: float = key(0.2, "share of the samples held out for testing where no test_path is given", low=0.0, high=0.9)
-    num_classes: int = key(0, "number of classes; 0: one more than the largest label", low=0)
+    num_classes: int = key(0, "number of classes, or of tokens; 0: one more than the largest label, 256 for text", low=0)
+    token_type: str = key("uint16", "type of a token in the file, little-endian (tokens)", choices=("uint16", "uint32", "uint8"))
+    mask_rate: float = key(0.15, "share of the tokens that a masked language model is asked for", low=0.01, high=0.9)
+    mask_token: int = key(-1, "token that hides another (masked language model); -1: the last of the vocabulary", low=-1)
     normalise: str = key(
         "global",
         "subtract the mean and divide by the standard deviation of the training inputs: over all of them, per feature, or not",
@@ -88,9 +131,17 @@ class OptimizerConfig:
     """How gradients become updates."""
 
     name: str = key("adamw", "optimizer", choices=("sgd", "adamw"))
+    groups: tuple[str, ...] = key(
+        (),
+        'parameter groups by name pattern, later ones win: "blocks.0.*: lr=0.1, weight_decay=0" (lr is a factor on optimizer.lr)',
+    )
+    freeze: tuple[str, ...] = key((), 'patterns of parameters that are not trained, e.g. "embed*"')
+    no_decay: tuple[str, ...] = key((), "patterns of parameters without weight decay; norms and biases never have any")
     lr: float = key(1e-3, "peak learning rate", low=0.0)
     momentum: float = key(0.9, "momentum of sgd", low=0.0, high=1.0)
-    weight_decay: float = key(1e-2, "weight decay (decoupled for adamw, added to the gradient for sgd); biases are exempt", low=0.0)
+    weight_decay: float = key(
+        1e-2, "weight decay (decoupled for adamw, added to the gradient for sgd); norms and biases are exempt", low=0.0
+    )
     beta1: float = key(0.9, "decay of adamw's first moment", low=0.0, high=1.0)
     beta2: float = key(0.999, "decay of adamw's second moment", low=0.0, high=1.0)
     epsilon: float = key(1e-8, "adamw's guard against division by zero", low=0.0)
@@ -113,8 +164,20 @@ class TrainConfig:
     epochs: int = key(30, "train this many passes over the training set, unless train.steps is set", low=1)
     global_batch: int = key(128, "samples a step over all ranks", low=1)
     micro_batches: int = key(
-        0, "micro-batches that each data rank cuts its part of a batch into; 0: chosen for the pipeline", low=0
+        0,
+        "micro-batches that a batch is cut into, whose gradients add up (gradient accumulation); 0: chosen for the pipeline",
+        low=0,
     )
+    precision: str = key(
+        "fp32", "what matrix products round their operands to; weights, sums and updates are fp32", choices=("fp32", "bf16")
+    )
+    label_smoothing: float = key(0.0, "share of a label's weight that is spread over all classes", low=0.0, high=0.99)
+    class_weights: tuple[float, ...] = key((), "weight of each class in the loss; empty: 1 each", low=0.0)
+    ema_decay: float = key(
+        0.0, "decay of the moving average of the weights, which is then what is evaluated; 0: none", low=0.0, high=0.999999
+    )
+    metric: str = key("", "metric that early stopping and the best checkpoint look at; empty: the task's first")
+    patience: int = key(0, "stop after this many evaluations in a row without a better metric; 0: never", low=0)
     seed: int = key(0, "seed of weights, sample order and augmentation", low=0)
     evaluate_every_epochs: int = key(1, "epochs between evaluations on the test set; 0: only at the end", low=0)
 
@@ -139,6 +202,7 @@ class CheckpointConfig:
     """What is kept to resume from."""
 
     every_steps: int = key(100, "steps between checkpoints; one is also written at the end; 0: only at the end", low=0)
+    keep_best: bool = key(False, "also keep, as checkpoints/best, the checkpoint of the best evaluation by train.metric")
     driver: str = key(
         "auto",
         "how ranks write the file: mpio needs a parallel HDF5; direct writes at its offsets",

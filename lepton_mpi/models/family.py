@@ -3,86 +3,146 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import ClassVar, Literal
 
+from lepton_mpi.config.schema import ModelConfig
+from lepton_mpi.errors import ConfigError
+from lepton_mpi.models.task import Task
+from lepton_mpi.nn.layer import Layer, Shapes
 from lepton_mpi.nn.parameter import ParameterSpec
+
+# What the first layer takes: float32 values, normalised, or int64 numbers of tokens, users, items.
+InputKind = Literal["values", "ids"]
 
 
 @dataclass(frozen=True)
-class LinearSpec:
-    """A fully connected layer and how shards divide it.
+class DataShape:
+    """What a model must know of the data.
 
     Attributes:
-        name: prefix of its parameters' names.
-        in_features, out_features: global widths.
-        relu: whether ReLU follows.
-        split: "column" divides the outputs, "row" the inputs, which then come divided from the column layer before.
-        gather: whether the outputs of a column split are brought together again.
+        input_shape: shape of one sample.
+        num_classes: number of classes, or of tokens of the vocabulary; 0 where labels are values.
+        label_shape: shape of one sample's label; () for one class or one value.
+        id_counts: one more than the largest id of each column, for inputs that are ids in columns (users, items).
     """
 
-    name: str
-    in_features: int
-    out_features: int
-    relu: bool
-    split: Literal["column", "row"]
-    gather: bool = False
+    input_shape: tuple[int, ...]
+    num_classes: int = 0
+    label_shape: tuple[int, ...] = ()
+    id_counts: tuple[int, ...] = ()
 
     @property
-    def weight(self) -> ParameterSpec:
-        """Weight [out_features, in_features], He-uniform (He et al. 2015, eq. 10) before ReLU, else LeCun-uniform."""
-        bound = math.sqrt((6.0 if self.relu else 3.0) / self.in_features)
-        shape = (self.out_features, self.in_features)
-        return ParameterSpec(f"{self.name}.weight", shape, 0 if self.split == "column" else 1, bound)
-
-    @property
-    def bias(self) -> ParameterSpec:
-        """Bias [out_features], zeros; whole on every shard of a row split, since it is added after the sum."""
-        return ParameterSpec(f"{self.name}.bias", (self.out_features,), 0 if self.split == "column" else None, decay=False)
-
-    @property
-    def max_shards(self) -> int:
-        """Most shards that still hold something each."""
-        return self.out_features if self.split == "column" else self.in_features
-
-    @property
-    def cost(self) -> int:
-        """Multiply-adds a sample, for balancing stages."""
-        return self.in_features * self.out_features
+    def num_outputs(self) -> int:
+        """Outputs that a model needs: one a class, or one a value."""
+        return self.num_classes or math.prod(self.label_shape)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model: its family, layers in order, and the widths at its ends.
+    """A model: its layers in order, and what goes in.
 
     Attributes:
         family: name of the family.
-        in_features: values a sample.
-        num_classes: outputs.
-        layers: layers in order; a stage is a run of them.
+        task: what it is trained to do.
+        data: shape of the data it was declared for.
+        layers: layers in order; a stage is a run of them. Layers that name the same parameter share it.
+        input_kind: what the first layer takes.
+        summary: sizes, for the banner.
+        pad_id: id that fills short sequences up and gets no attention; None where there is none.
+        batch_statistics: whether a layer looks at the micro-batch as a whole, so that its size matters.
     """
 
     family: str
-    in_features: int
-    num_classes: int
-    layers: tuple[LinearSpec, ...]
+    task: Task
+    data: DataShape
+    layers: tuple[Layer, ...]
+    input_kind: InputKind = "values"
+    summary: str = ""
+    pad_id: int | None = None
+    batch_statistics: bool = False
+
+    @cached_property
+    def boundaries(self) -> tuple[Shapes, ...]:
+        """Shapes of one sample before each layer, and after the last.
+
+        Raises:
+            ConfigError: layers do not fit each other or the data.
+        """
+        shapes: list[Shapes] = [(self.data.input_shape,)]
+        for layer in self.layers:
+            shapes.append(layer.output(shapes[-1]))
+        return tuple(shapes)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's output."""
+        return self.boundaries[-1][0]
+
+    @cached_property
+    def costs(self) -> tuple[int, ...]:
+        """Multiply-adds of each layer for one sample."""
+        return tuple(layer.cost(shapes) for layer, shapes in zip(self.layers, self.boundaries[:-1], strict=True))
 
     @property
     def max_stages(self) -> int:
         """Most pipeline stages."""
         return len(self.layers)
 
-    @property
+    @cached_property
     def max_shards(self) -> int:
-        """Most shards."""
-        return min(layer.max_shards for layer in self.layers)
+        """Most shards: as many as still hold something of every divided parameter; 1 where none is divided."""
+        limits = [spec.max_shards for spec in self.parameters if spec.max_shards is not None]
+        return min(limits, default=1)
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[ParameterSpec, ...]:
-        """All parameters in the order of the layers."""
-        return tuple(spec for layer in self.layers for spec in (layer.weight, layer.bias))
+        """All parameters in the order of the layers, each once.
+
+        Raises:
+            ConfigError: two layers declare one name differently.
+        """
+        found: dict[str, ParameterSpec] = {}
+        for layer in self.layers:
+            for spec in layer.parameters:
+                known = found.setdefault(spec.name, spec)
+                if (known.shape, known.split_dim, known.split_unit) != (spec.shape, spec.split_dim, spec.split_unit):
+                    raise ConfigError(
+                        f"family {self.family}: the layers declare the parameter {spec.name} once with shape {known.shape} and "
+                        f"split {known.split_dim}, once with {spec.shape} and {spec.split_dim}: shared ones need one declaration"
+                    )
+        return tuple(found.values())
 
     @property
     def num_parameters(self) -> int:
-        """Number of values of all parameters."""
-        return sum(math.prod(spec.shape) for spec in self.parameters)
+        """Number of values of all weights, running statistics not counted."""
+        return sum(math.prod(spec.shape) for spec in self.parameters if spec.role == "weight")
+
+
+class Family(ABC):
+    """A model family: reads the sizes that a configuration gives and declares a model.
+
+    Attributes:
+        tasks: names of the tasks it can do, the usual one first.
+        input_kind: what its first layer takes.
+        context: tokens a sample where `model.context` is 0; 0 for families that do not read sequences.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    input_kind: ClassVar[InputKind] = "values"
+    context: ClassVar[int] = 0
+
+    @abstractmethod
+    def declare(self, config: ModelConfig, task: Task, data: DataShape) -> ModelSpec:
+        """Return the model of a configuration for data of a shape. Local, pure.
+
+        Args:
+            config: section [model]; 0 and "" stand for the family's usual choice.
+            task: one of `tasks`.
+            data: what the data look like.
+
+        Raises:
+            ConfigError: sizes that do not fit; names the keys.
+        """

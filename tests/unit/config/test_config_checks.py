@@ -23,6 +23,7 @@ def configure(**overrides: object) -> Config:
 
 IDX = {"data__format": "idx", "data__path": "x", "data__labels_path": "y"}
 NPZ = {"data__format": "npz", "data__path": "x"}
+RANKING = {"data__format": "npy", "data__path": "x", "model__task": "ranking"}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,12 @@ NPZ = {"data__format": "npz", "data__path": "x"}
         NPZ,
         NPZ | {"data__format": "hdf5", "data__test_path": "u"},
         {"data__format": "csv", "data__path": "x"},
+        {"data__format": "text", "data__path": "x", "data__test_path": "y", "data__num_classes": 256},
+        {"data__format": "tokens", "data__path": "x", "data__num_classes": 50257},
+        RANKING,
+        RANKING | {"data__test_path": "u"},
+        RANKING | {"model__task": "auto", "model__family": "recommender"},
+        RANKING | {"data__labels_path": "y", "data__test_path": "u", "data__test_labels_path": "v"},
         {"data__num_classes": 2},
         {"run__name": "a-b", "run__dir": "somewhere/a-b"},
         {"run__dir": "/tmp/x"},
@@ -69,6 +76,15 @@ def test_possible_combinations_pass(overrides: dict[str, object]) -> None:
         (NPZ | {"data__labels_name": "x"}, r"data\.inputs_name and data\.labels_name: .* got 'x' for both"),
         ({"data__format": "csv", "data__path": "x", "data__label_column": ""}, r"data\.label_column"),
         ({"data__num_classes": 1}, r"data\.num_classes: expected at least 2"),
+        ({"data__format": "pystdlib", "data__path": "x"}, r"data\.path: data\.format pystdlib .* reads no file, got 'x'"),
+        ({"data__format": "text", "data__path": "x", "data__labels_path": "y"}, r"data\.labels_path: data\.format text"),
+        ({"data__format": "tokens", "data__path": "x", "data__test_labels_path": "y"}, r"data\.test_labels_path: .* tokens"),
+        (
+            {"data__format": "pystdlib", "data__num_classes": 255},
+            r"data\.num_classes: data\.format pystdlib has 256 tokens, got 255",
+        ),
+        (RANKING | {"data__test_labels_path": "v"}, r"data\.test_labels_path: expected none"),
+        (RANKING | {"model__task": "regression"}, r"data\.labels_path: data\.format npy keeps labels"),
         ({"run__name": "a/b"}, r"run\.name: expected the name of one folder, got 'a/b'"),
         ({"run__name": ".."}, r"run\.name"),
         ({"run__name": "a", "run__dir": "b"}, r"run\.name 'a' and run\.dir 'b'"),
@@ -90,9 +106,9 @@ def test_impossible_combinations_name_their_keys(overrides: dict[str, object], m
 
 
 @pytest.mark.parametrize("data_format", list_keys()["data"]["format"].choices)
-def test_every_format_but_the_embedded_one_needs_a_path(data_format: str) -> None:
+def test_every_format_but_the_built_in_ones_needs_a_path(data_format: str) -> None:
     config = configure(data__format=data_format)
-    if data_format == "digits":
+    if data_format in ("digits", "pystdlib"):
         check_config(config)
     else:
         with pytest.raises(ConfigError, match=rf"data\.path: data\.format {data_format} reads a file"):
