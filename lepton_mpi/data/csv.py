@@ -6,10 +6,12 @@ Source: RFC 4180, in UTF-8.
 from __future__ import annotations
 
 import csv
+import math
 import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,38 +19,44 @@ from numpy.typing import NDArray
 from lepton_mpi.data.dataset import ArrayDataset
 from lepton_mpi.data.validation import MAX_LABEL, check_file, count_classes, suggest_format, wrong_label
 from lepton_mpi.errors import DataError
+from lepton_mpi.models.task import LabelKind
+
+_MAX_VALUE = float(np.finfo(np.float32).max)
 
 
-def open_csv(path: str, label_column: str, num_classes: int = 0, *, labels_required: bool = True) -> ArrayDataset:
+def open_csv(
+    path: str, label_column: str, num_classes: int = 0, *, labels_required: bool = True, label_kind: LabelKind = "class"
+) -> ArrayDataset:
     """Read a CSV file: the label column holds integers, all other columns are numeric features. Local.
 
-    Cells may say nan or inf, except for labels: the check of the inputs names those samples later.
+    Cells may say nan or inf, except for labels: the check of the inputs names those samples later. Features stay
+    integers where all of them are, so that ids are exact.
 
     Args:
         path: the file; its first line names the columns.
-        label_column: name of the column of labels.
+        label_column: name of the column of labels; for labels that are values, several names may be separated by commas.
         num_classes: number of classes; 0: one more than the largest label.
         labels_required: whether a file without the label column is an error; if not, it has no labels.
+        label_kind: what the labels are; "none": their columns may be missing, and are left out where they are not.
 
     Raises:
         DataError: the file is missing or no UTF-8, a column is missing, unnamed or named twice,
-            a row has too few or too many cells, a cell is no number, or a label is no class.
+            a row has too few or too many cells, a cell is no number, or a label is no class or not finite.
     """
     check_file(path)
+    wanted = [label_column] if label_kind == "class" else [name.strip() for name in label_column.split(",")]
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = _read_rows(file, path)
         names = _read_names(rows, path)
-        if label_column not in names and labels_required:
-            raise DataError(f"{path}, line 1: expected a column {label_column!r}, found {_shorten(names)}: set data.label_column")
-        label_index = names.index(label_column) if label_column in names else None
-        if len(names) == (label_index is not None):
+        present = [name for name in wanted if name in names]
+        if len(present) < len(wanted) and label_kind != "none" and (labels_required or present):
+            missing = next(name for name in wanted if name not in names)
+            raise DataError(f"{path}, line 1: expected a column {missing!r}, found {_shorten(names)}: set data.label_column")
+        if len(names) == len(set(present)):
             raise DataError(f"{path}, line 1: expected columns of features, found {label_column!r} alone: add columns of numbers")
-        features, labels = _read_samples(rows, names, label_index, num_classes, path)
-    inputs = np.frombuffer(features, np.float32).reshape(len(labels), -1)
-    if label_index is None:
-        return ArrayDataset(os.path.basename(path), inputs, None, 0)
-    checked: NDArray[np.int64] = np.frombuffer(labels, np.int64)
-    return ArrayDataset(os.path.basename(path), inputs, checked, count_classes(checked, num_classes))
+        columns = _Columns(names, [names.index(name) for name in present], label_kind, num_classes, path)
+        features, labels = columns.read(rows)
+    return ArrayDataset(os.path.basename(path), features, labels, count_classes(labels, num_classes))
 
 
 def _read_rows(file: Iterator[str], path: str) -> Iterator[tuple[int, list[str]]]:
@@ -94,33 +102,76 @@ def _read_names(rows: Iterator[tuple[int, list[str]]], path: str) -> list[str]:
     return names
 
 
-def _read_samples(
-    rows: Iterator[tuple[int, list[str]]], names: list[str], label_index: int | None, num_classes: int, path: str
-) -> tuple[array[float], array[int]]:
-    """Return all features (float32, row after row) and labels (int64; zeros without a label column)."""
-    features, labels = array("f"), array("q")
-    for line, row in rows:
-        if len(row) != len(names):
-            raise DataError(f"{path}, line {line}: expected {len(names)} cells, found {len(row)}: complete the row or remove it")
-        label = 0
-        if label_index is not None:
-            cell = row.pop(label_index)
-            label = _parse_label(cell, num_classes)
+class _Columns:
+    """Which columns of a file are features and which are labels.
+
+    Args:
+        names: names of all columns.
+        label_indices: columns of labels, in the order of the labels.
+        label_kind: what the labels are.
+        num_classes: number of classes; 0: any.
+        path: the file, for messages.
+    """
+
+    def __init__(self, names: list[str], label_indices: list[int], label_kind: LabelKind, num_classes: int, path: str) -> None:
+        self._names, self._path = names, path
+        self._label_indices, self._kind, self._num_classes = label_indices, label_kind, num_classes
+        self._dropped = sorted(set(label_indices), reverse=True)  # from the right, so that places on the left stay
+
+    def read(self, rows: Iterator[tuple[int, list[str]]]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Return features [N, columns] and labels: int64[N], float32[N] or [N, columns], or None. Local."""
+        features, labels, num_rows = array("d"), array("d"), 0  # a class is at most 2^31, so exact
+        for line, row in rows:
+            if len(row) != len(self._names):
+                raise DataError(
+                    f"{self._path}, line {line}: expected {len(self._names)} cells, found {len(row)}: complete the row or remove it"
+                )
+            if self._kind != "none":
+                labels.extend(self._read_label(line, index, row[index]) for index in self._label_indices)
+            for index in self._dropped:
+                del row[index]
+            self._read_features(line, row, features)
+            num_rows += 1
+        if not num_rows:
+            raise DataError(f"{self._path}: expected samples below the line of column names, found none: add rows of numbers")
+        inputs = _narrow(np.frombuffer(features, np.float64)).reshape(num_rows, -1)
+        if self._kind == "none" or not self._label_indices:
+            return inputs, None
+        if self._kind == "class":
+            return inputs, np.frombuffer(labels, np.float64).astype(np.int64)
+        values = np.frombuffer(labels, np.float64).astype(np.float32)
+        return inputs, values if len(self._label_indices) == 1 else values.reshape(num_rows, -1)
+
+    def _read_label(self, line: int, index: int, cell: str) -> float:
+        place = f"{self._path}, line {line}, column {self._names[index]!r}"
+        if self._kind == "class":
+            label = _parse_label(cell, self._num_classes)
             if label < 0:
-                raise wrong_label(f"{path}, line {line}, column {names[label_index]!r}", cell, num_classes)
-        labels.append(label)
+                raise wrong_label(place, cell, self._num_classes)
+            return label
+        value = float(cell) if _is_number(cell) else math.nan
+        if not abs(value) <= _MAX_VALUE:
+            raise DataError(f"{place}: expected a finite label, found {cell!r}: mend or drop the row")
+        return value
+
+    def _read_features(self, line: int, row: list[str], features: array[float]) -> None:
         try:
             features.extend(map(float, row))
             numeric = "_" not in ",".join(row)  # float() takes 1_000
         except ValueError:
             numeric = False
         if not numeric:
-            columns = [name for column, name in enumerate(names) if column != label_index]
-            name, cell = next((name, cell) for name, cell in zip(columns, row, strict=True) if not _is_number(cell))
-            raise DataError(f"{path}, line {line}, column {name!r}: expected a number, found {cell!r}: mend or drop the row")
-    if not labels:
-        raise DataError(f"{path}: expected samples below the line of column names, found none: add rows of numbers")
-    return features, labels
+            names = [name for column, name in enumerate(self._names) if column not in self._dropped]
+            name, cell = next((name, cell) for name, cell in zip(names, row, strict=True) if not _is_number(cell))
+            raise DataError(f"{self._path}, line {line}, column {name!r}: expected a number, found {cell!r}: mend or drop the row")
+
+
+def _narrow(values: NDArray[np.float64]) -> NDArray[Any]:
+    """Return numbers as int32 or int64 where all are integers, as ids are, else as float32."""
+    if np.array_equal(values, np.floor(values)) and np.abs(values).max() < 2.0**53:
+        return values.astype(np.int32 if np.abs(values).max() < 2.0**31 else np.int64)
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _parse_label(cell: str, num_classes: int) -> int:

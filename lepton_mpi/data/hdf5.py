@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from types import EllipsisType
 from typing import Any, final
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.data.dataset import UNLABELLED, Dataset
-from lepton_mpi.data.validation import check_file, check_inputs, check_labels, count_classes, suggest_format
+from lepton_mpi.data.dataset import Dataset, take_labels
+from lepton_mpi.data.validation import check_file, check_inputs, count_classes, read_label_array, suggest_format
 from lepton_mpi.errors import DataError
+from lepton_mpi.models.task import LabelKind
 
 # Up to this many rows of the file for a row asked for, one slice is read and thinned out in memory:
 # HDF5 handles a list of rows one by one, at tens of microseconds each.
@@ -25,9 +27,10 @@ class Hdf5Dataset(Dataset):
     Args:
         path: the file.
         inputs_name: path of the dataset of inputs in the file, [N, ...].
-        labels_name: path of the dataset of labels, [N].
+        labels_name: path of the dataset of labels, [N, ...].
         num_classes: number of classes; 0: one more than the largest label.
         labels_required: whether a file without labels is an error.
+        label_kind: what the labels are; none are read for "none".
 
     Raises:
         DataError: the file is missing or damaged, lacks a dataset, leads elsewhere by a link, or
@@ -35,7 +38,14 @@ class Hdf5Dataset(Dataset):
     """
 
     def __init__(
-        self, path: str, inputs_name: str, labels_name: str, num_classes: int = 0, *, labels_required: bool = True
+        self,
+        path: str,
+        inputs_name: str,
+        labels_name: str,
+        num_classes: int = 0,
+        *,
+        labels_required: bool = True,
+        label_kind: LabelKind = "class",
     ) -> None:
         check_file(path)
         try:
@@ -45,34 +55,36 @@ class Hdf5Dataset(Dataset):
         self._place = f"{path}, dataset {inputs_name!r}"
         self._inputs = _find_dataset(file, path, inputs_name, "data.inputs_name")
         check_inputs(self._inputs.shape, self._inputs.dtype, self._place)
-        self._labels: NDArray[np.int64] | None = None
-        if labels_required or labels_name in file:
-            dataset, place = _find_dataset(file, path, labels_name, "data.labels_name"), f"{path}, dataset {labels_name!r}"
-            labels = _read_rows(dataset, slice(None), place)
-            self._labels = check_labels(labels, self._inputs.shape[0], num_classes, place)
-            num_classes = count_classes(self._labels, num_classes)
         shape = self._inputs.shape
-        super().__init__(os.path.basename(path), shape[0], shape[1:], 0 if self._labels is None else num_classes)
+        self._labels: NDArray[Any] | None = None
+        if label_kind != "none" and (labels_required or labels_name in file):
+            dataset, place = _find_dataset(file, path, labels_name, "data.labels_name"), f"{path}, dataset {labels_name!r}"
+            labels = _read_rows(dataset, ..., place)
+            self._labels = read_label_array(labels, label_kind, shape[0], num_classes, place)
+        num_classes = count_classes(self._labels, num_classes)
+        label_shape = () if self._labels is None else self._labels.shape[1:]
+        found_kind: LabelKind = "none" if self._labels is None else label_kind
+        super().__init__(os.path.basename(path), shape[0], shape[1:], num_classes, label_shape, found_kind)
 
-    def read_inputs(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the inputs of samples, float32[B, *input_shape]. Local.
+    def read_raw(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """Return the inputs of samples in the file's dtype, [B, *input_shape]. Local.
 
         Raises:
             DataError: the file is damaged where the samples lie.
         """
         if not len(indices):
-            return np.empty((0, *self.input_shape), np.float32)
+            return np.empty((0, *self.input_shape), self._inputs.dtype)
         rows, inverse = np.unique(indices, return_inverse=True)  # HDF5 takes increasing rows only
         first, span = rows[0], rows[-1] - rows[0] + 1
         if span <= _SLICE_ROWS_PER_SAMPLE * len(rows):
-            inputs = _read_rows(self._inputs, slice(first, first + span), self._place)[indices - first]
+            found, places = _read_rows(self._inputs, slice(first, first + span), self._place), indices - first
         else:
-            inputs = _read_rows(self._inputs, rows, self._place)[inverse]
-        return np.asarray(inputs, np.float32)
+            found, places = _read_rows(self._inputs, rows, self._place), inverse
+        taken: NDArray[Any] = np.take(found, places, axis=0)
+        return taken
 
-    def read_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the labels of samples, int64[B]. Local."""
-        return np.full(len(indices), UNLABELLED, np.int64) if self._labels is None else self._labels[indices]
+    def read_labels(self, indices: NDArray[np.int64]) -> NDArray[Any]:
+        return take_labels(self._labels, indices)
 
 
 def _find_dataset(file: h5py.File, path: str, name: str, key: str) -> h5py.Dataset:
@@ -100,7 +112,7 @@ def _find_dataset(file: h5py.File, path: str, name: str, key: str) -> h5py.Datas
     return found
 
 
-def _read_rows(dataset: h5py.Dataset, rows: slice | NDArray[np.int64], place: str) -> NDArray[Any]:
+def _read_rows(dataset: h5py.Dataset, rows: slice | EllipsisType | NDArray[np.int64], place: str) -> NDArray[Any]:
     try:
         return np.asarray(dataset[rows])
     except (OSError, ValueError, TypeError) as error:

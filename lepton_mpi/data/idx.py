@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.validation import check_file, check_inputs, check_labels, count_classes, suggest_format
+from lepton_mpi.data.validation import check_file, check_inputs, count_classes, read_label_array, suggest_format
 from lepton_mpi.errors import DataError
+from lepton_mpi.models.task import LabelKind
 
 _DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}  # third byte of the magic number
 _GZIP_MAGIC = b"\x1f\x8b"  # RFC 1952
@@ -25,7 +26,7 @@ _MAX_DIMS = 32  # NumPy 1's own limit
 _BLOCK_NBYTES = 1 << 20
 
 
-def open_idx(path: str, labels_path: str = "", num_classes: int = 0) -> ArrayDataset:
+def open_idx(path: str, labels_path: str = "", num_classes: int = 0, *, label_kind: LabelKind = "class") -> ArrayDataset:
     """Open an IDX file of inputs and, where given, one of labels; either may be gzipped. Local.
 
     Plain files are memory-mapped, so that only what is read is loaded; gzipped ones are
@@ -33,18 +34,20 @@ def open_idx(path: str, labels_path: str = "", num_classes: int = 0) -> ArrayDat
 
     Args:
         path: inputs, [N, ...].
-        labels_path: labels, [N]; empty: the samples have none.
+        labels_path: labels, [N, ...]; empty: the samples have none.
         num_classes: number of classes; 0: one more than the largest label.
+        label_kind: what the labels are.
 
     Raises:
         DataError: a file is missing or malformed, or the two do not fit.
     """
     inputs = _read_array(path)
     check_inputs(inputs.shape, inputs.dtype, path)
-    if not labels_path:
-        return ArrayDataset(os.path.basename(path), inputs, None, 0)
-    labels = check_labels(_read_array(labels_path), inputs.shape[0], num_classes, labels_path)
-    return ArrayDataset(os.path.basename(path), inputs, labels, count_classes(labels, num_classes))
+    name = os.path.basename(path)
+    if not labels_path or label_kind == "none":
+        return ArrayDataset(name, inputs, None, 0)
+    labels = read_label_array(_read_array(labels_path), label_kind, inputs.shape[0], num_classes, labels_path)
+    return ArrayDataset(name, inputs, labels, count_classes(labels, num_classes))
 
 
 def _read_array(path: str) -> NDArray[Any]:

@@ -1,15 +1,15 @@
 """Batches: which samples a rank takes at a position of an epoch, and their arrays.
 
-A batch follows from (seed, epoch, position) alone. Its samples are dealt to the ranks of the
-data axis in contiguous parts, and each part to micro-batches alike; with fewer samples than
-parts the last parts are empty.
+A batch follows from (seed, epoch, position) alone. It is cut into micro-batches, contiguous parts, and each of them is dealt
+to the ranks of the data axis alike; so a micro-batch has the same samples on every grid, which matters to layers and losses
+that look at it as a whole. With fewer samples than parts the last parts are empty.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +18,36 @@ from lepton_mpi.data.augmentation import shift_images
 from lepton_mpi.data.dataset import Dataset, load_into_memory
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.sampler import SampleOrder
-from lepton_mpi.errors import DataError
+from lepton_mpi.data.tokens import TokenWindows
+from lepton_mpi.errors import ConfigError, DataError
+from lepton_mpi.models.family import InputKind
 from lepton_mpi.runtime.ranges import split_range
 
-# Data sets up to this size are kept in memory as float32: reading a few rows from a file costs
+# Data sets up to this size, as float32, are kept in memory: reading a few rows from a file costs
 # far more than a step of a small model.
 _CACHE_NBYTES = 64 << 20
+EVALUATION = -1  # the epoch of everything that is drawn for an evaluation, so that its results repeat
+
+
+class Preparation(Protocol):
+    """Makes inputs and labels of a task from those of a data set.
+
+    What it draws at random must follow from seed, epoch and sample number alone.
+    """
+
+    def prepare(
+        self, inputs: NDArray[np.int64], labels: NDArray[Any], seed: int, epoch: int, indices: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return the inputs and labels that the model gets. Local.
+
+        Args:
+            inputs: int64[B, ...], owned by the caller.
+            labels: [B, ...], as the data set has them.
+            seed: `train.seed`.
+            epoch: pass over the data set; `EVALUATION` for an evaluation.
+            indices: int64[B], number of each sample in the data set.
+        """
+        ...
 
 
 @final
@@ -35,6 +59,7 @@ class BatchPlan:
         epoch: pass over the data set.
         position: place of the batch's first sample in the epoch.
         num_global: samples of the batch over all data ranks.
+        first_rows: place in the global batch of the first sample of each micro-batch of this rank; the others follow it.
         indices: sample numbers, one int64 array for each micro-batch, maybe empty.
         following: epoch and position of the next batch.
     """
@@ -42,6 +67,7 @@ class BatchPlan:
     epoch: int
     position: int
     num_global: int
+    first_rows: list[int]
     indices: list[NDArray[np.int64]]
     following: tuple[int, int]
 
@@ -56,8 +82,9 @@ class Batch:
         position: place of the batch's first sample in the epoch.
         num_global: samples of the batch over all data ranks.
         sizes: samples of each micro-batch of this rank, maybe 0.
-        inputs: float32[size, *input_shape] normalised; an empty list if not wanted.
-        labels: int64[size]; an empty list if not wanted.
+        first_rows: place in the global batch of the first sample of each micro-batch of this rank; the others follow it.
+        inputs: [size, *input_shape], float32 normalised values or int64 ids; an empty list if not wanted.
+        labels: [size, *label_shape], int64 classes or float32 values; an empty list if not wanted.
         following: epoch and position of the next batch.
     """
 
@@ -65,8 +92,9 @@ class Batch:
     position: int
     num_global: int
     sizes: list[int]
-    inputs: list[NDArray[np.float32]]
-    labels: list[NDArray[np.int64]]
+    first_rows: list[int]
+    inputs: list[NDArray[Any]]
+    labels: list[NDArray[Any]]
     following: tuple[int, int]
 
 
@@ -77,17 +105,20 @@ class Loader:
     Args:
         dataset: the samples.
         order: which sample stands where in an epoch.
-        normalisation: what is done to raw inputs.
+        normalisation: what is done to raw inputs that are values.
         global_batch: samples of a batch over all data ranks; the last one of an epoch may be shorter.
         data_index: this rank's coordinate on the data axis.
         data_size: ranks along the data axis.
-        micro_batches: pieces that each rank's part is cut into.
+        micro_batches: pieces that the batch is cut into.
         max_shift: largest random shift of images, pixels; 0: none.
-        seed: `train.seed`, which keys the shifts.
+        seed: `train.seed`, which keys the shifts and the preparation.
         want_inputs: whether batches carry inputs (the first stage).
         want_labels: whether batches carry labels (the last stage).
+        input_kind: "values" are normalised and shifted; "ids" are exact integers, and left as they are.
+        preparation: makes inputs and labels of the task from ids; None: they are taken as they are.
 
     Raises:
+        ConfigError: a preparation for inputs that are values.
         DataError: `order` belongs to another number of samples, or the data set is empty.
     """
 
@@ -105,14 +136,23 @@ class Loader:
         seed: int = 0,
         want_inputs: bool = True,
         want_labels: bool = True,
+        input_kind: InputKind = "values",
+        preparation: Preparation | None = None,
     ) -> None:
+        if preparation is not None and input_kind != "ids":
+            raise ConfigError(
+                f"model.task: {type(preparation).__name__} works on ids, and the model family takes values: choose another"
+            )
         if order.num_samples != dataset.num_samples or dataset.num_samples == 0:
             raise DataError(
                 f"{dataset.name}: expected at least one sample and an order of as many, found {dataset.num_samples} samples and an "
                 f"order of {order.num_samples}: give more data, or a smaller data.test_fraction"
             )
-        small = want_inputs and 4 * dataset.num_samples * math.prod(dataset.input_shape) <= _CACHE_NBYTES
-        self._dataset = load_into_memory(dataset) if small else dataset
+        elements = dataset.num_samples * (math.prod(dataset.input_shape) + math.prod(dataset.label_shape))
+        # Windows of a text are read fast, and would take the memory of the text twice.
+        reads_inputs = want_inputs or (want_labels and preparation is not None)
+        small = reads_inputs and not isinstance(dataset, TokenWindows) and 4 * elements <= _CACHE_NBYTES
+        self._dataset = load_into_memory(dataset, ids=input_kind == "ids") if small else dataset
         self._order = order
         self._normalisation = normalisation
         self._global_batch = global_batch
@@ -120,16 +160,13 @@ class Loader:
         self._micro_batches = micro_batches
         self._max_shift, self._seed = max_shift, seed
         self._want_inputs, self._want_labels = want_inputs, want_labels
+        self._input_kind, self._preparation = input_kind, preparation
         self.steps_per_epoch = -(-dataset.num_samples // global_batch)
 
     def locate(self, step: int) -> tuple[int, int]:
         """Return (epoch, position) of the batch of a step counted from 0 over all epochs. Local."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         return epoch, step_of_epoch * self._global_batch
-
-    def first_row(self, num_global: int) -> int:
-        """Return which row of a batch of `num_global` samples is this rank's first. Local."""
-        return split_range(num_global, self._data_size, self._data_index)[0]
 
     def plan(self, epoch: int, position: int) -> BatchPlan:
         """Return which samples this rank takes from the batch that starts at a position. Local.
@@ -145,12 +182,17 @@ class Loader:
         num_samples = self._order.num_samples
         self._order.check_positions(position, 1)
         num_global = min(self._global_batch, num_samples - position)
-        start, stop = split_range(num_global, self._data_size, self._data_index)
-        indices = self._order.indices(epoch, position + start, stop - start)
-        cuts = [split_range(stop - start, self._micro_batches, i) for i in range(self._micro_batches)]
+        first_rows, positions = [], []
+        for m in range(self._micro_batches):
+            start, stop = split_range(num_global, self._micro_batches, m)
+            first, last = split_range(stop - start, self._data_size, self._data_index)
+            first_rows.append(start + first)
+            positions.append(np.arange(position + start + first, position + start + last))
+        indices = self._order.at(epoch, np.concatenate(positions))
+        pieces = np.split(indices, np.cumsum([len(piece) for piece in positions])[:-1])
         end = position + num_global
         following = (epoch, end) if end < num_samples else (epoch + 1, 0)
-        return BatchPlan(epoch, position, num_global, [indices[slice(*cut)] for cut in cuts], following)
+        return BatchPlan(epoch, position, num_global, first_rows, pieces, following)
 
     def batch(self, epoch: int, position: int) -> Batch:
         """Return the arrays of this rank's part of the batch that starts at a position. Local.
@@ -159,14 +201,30 @@ class Loader:
             DataError: the epoch has no such position, or the samples cannot be read.
         """
         plan = self.plan(epoch, position)
-        indices = np.concatenate(plan.indices)
         sizes = [len(piece) for piece in plan.indices]
         ends = np.cumsum(sizes)[:-1]
-        inputs = np.split(self._read_inputs(epoch, indices), ends) if self._want_inputs else []
-        labels = np.split(self._dataset.read_labels(indices), ends) if self._want_labels else []
-        return Batch(epoch, position, plan.num_global, sizes, inputs, labels, plan.following)
+        whole_inputs, whole_labels = self._read(epoch, np.concatenate(plan.indices))
+        inputs = [] if whole_inputs is None else np.split(whole_inputs, ends)
+        labels = [] if whole_labels is None else np.split(whole_labels, ends)
+        return Batch(epoch, position, plan.num_global, sizes, plan.first_rows, inputs, labels, plan.following)
 
-    def _read_inputs(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _read(self, epoch: int, indices: NDArray[np.int64]) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+        """Return inputs and labels of samples as the model takes them, each None if not wanted."""
+        want_inputs, want_labels = self._want_inputs, self._want_labels
+        if self._preparation is not None and (want_inputs or want_labels):
+            # The labels may follow from the inputs, so that a stage which wants one of them reads both.
+            ids, given = self._dataset.read_ids(indices), self._dataset.read_labels(indices)
+            key_epoch = epoch if self._order.is_random else EVALUATION
+            inputs, labels = self._preparation.prepare(ids, given, self._seed, key_epoch, indices)
+            return inputs if want_inputs else None, labels if want_labels else None
+        return (
+            self._read_inputs(epoch, indices) if want_inputs else None,
+            self._dataset.read_labels(indices) if want_labels else None,
+        )
+
+    def _read_inputs(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[Any]:
+        if self._input_kind == "ids":
+            return self._dataset.read_ids(indices)
         inputs = self._dataset.read_inputs(indices)
         if self._max_shift:
             inputs = shift_images(inputs, self._max_shift, self._seed, epoch, indices)

@@ -44,6 +44,15 @@ class Normalisation:
         out = np.subtract(x, self.mean, out=out)
         return np.divide(out, self.std, out=out)
 
+    @classmethod
+    def identity(cls, shape: tuple[int, ...] = ()) -> Normalisation:
+        """Return the normalisation that changes nothing. Local.
+
+        Args:
+            shape: shape of mean and standard deviation; (): one number, good for any samples.
+        """
+        return cls(np.zeros(shape, np.float32), np.ones(shape, np.float32))
+
     def to_arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return what a checkpoint keeps: `mean` and `std`. Local."""
         return {"mean": self.mean, "std": self.std}
@@ -85,7 +94,7 @@ def measure_normalisation(dataset: Dataset, kind: str, comm: MPI.Intracomm) -> N
         DataError: an input is NaN or infinite, or cannot be read, on any rank.
     """
     if kind == "none":
-        return Normalisation(np.zeros((), np.float32), np.ones((), np.float32))
+        return Normalisation.identity()
     num_features = math.prod(dataset.input_shape)
     chunk_samples = max(1, min(_CHUNK_SAMPLES, _CHUNK_ELEMENTS // num_features))
     num_chunks = -(-dataset.num_samples // chunk_samples)

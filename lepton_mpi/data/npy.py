@@ -12,27 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.validation import check_file, check_inputs, check_labels, count_classes, suggest_format
+from lepton_mpi.data.validation import check_file, check_inputs, count_classes, read_label_array, suggest_format
 from lepton_mpi.errors import DataError
+from lepton_mpi.models.task import LabelKind
 
 
-def open_npy(path: str, labels_path: str = "", num_classes: int = 0) -> ArrayDataset:
+def open_npy(path: str, labels_path: str = "", num_classes: int = 0, *, label_kind: LabelKind = "class") -> ArrayDataset:
     """Open an NPY file of inputs and, where given, one of labels. Local.
 
     Args:
         path: inputs, [N, ...], memory-mapped.
-        labels_path: labels, [N]; empty: the samples have none.
+        labels_path: labels, [N, ...]; empty: the samples have none.
         num_classes: number of classes; 0: one more than the largest label.
+        label_kind: what the labels are.
 
     Raises:
         DataError: a file is missing or malformed, or the two do not fit.
     """
     inputs = _map_array(path)
     check_inputs(inputs.shape, inputs.dtype, path)
-    if not labels_path:
-        return ArrayDataset(os.path.basename(path), inputs, None, 0)
-    labels = check_labels(_map_array(labels_path), inputs.shape[0], num_classes, labels_path)
-    return ArrayDataset(os.path.basename(path), inputs, labels, count_classes(labels, num_classes))
+    name = os.path.basename(path)
+    if not labels_path or label_kind == "none":
+        return ArrayDataset(name, inputs, None, 0)
+    labels = read_label_array(_map_array(labels_path), label_kind, inputs.shape[0], num_classes, labels_path)
+    return ArrayDataset(name, inputs, labels, count_classes(labels, num_classes))
 
 
 def _map_array(path: str) -> NDArray[Any]:

@@ -10,34 +10,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.validation import check_file, check_inputs, check_labels, count_classes, suggest_format
+from lepton_mpi.data.validation import check_file, check_inputs, count_classes, read_label_array, suggest_format
 from lepton_mpi.errors import DataError
+from lepton_mpi.models.task import LabelKind
 
 
-def open_npz(path: str, inputs_name: str, labels_name: str, num_classes: int = 0, *, labels_required: bool = True) -> ArrayDataset:
+def open_npz(
+    path: str,
+    inputs_name: str,
+    labels_name: str,
+    num_classes: int = 0,
+    *,
+    labels_required: bool = True,
+    label_kind: LabelKind = "class",
+) -> ArrayDataset:
     """Open an NPZ archive. Local.
 
     Args:
         path: the archive, compressed or not.
         inputs_name: name of the array of inputs, [N, ...].
-        labels_name: name of the array of labels, [N].
+        labels_name: name of the array of labels, [N, ...].
         num_classes: number of classes; 0: one more than the largest label.
         labels_required: whether an archive without labels is an error.
+        label_kind: what the labels are; none are read for "none".
 
     Raises:
         DataError: the file is missing or malformed, lacks an array, or the two do not fit.
     """
     check_file(path)
-    arrays, present = _read_arrays(path, (inputs_name, labels_name))
-    for name, key, required in ((inputs_name, "data.inputs_name", True), (labels_name, "data.labels_name", labels_required)):
-        if required and name not in arrays:
+    wanted = {inputs_name: "data.inputs_name"}
+    if label_kind != "none":
+        wanted[labels_name] = "data.labels_name"
+    arrays, present = _read_arrays(path, tuple(wanted))
+    for name, key in wanted.items():
+        if name not in arrays and (name == inputs_name or labels_required):
             raise DataError(f"{path}: expected an array {name!r}, found {', '.join(present) or 'no array'}: set {key}")
-    inputs = arrays[inputs_name]
+    inputs, name = arrays[inputs_name], os.path.basename(path)
     check_inputs(inputs.shape, inputs.dtype, f"{path}, array {inputs_name!r}")
-    if labels_name not in arrays:
-        return ArrayDataset(os.path.basename(path), inputs, None, 0)
-    labels = check_labels(arrays[labels_name], inputs.shape[0], num_classes, f"{path}, array {labels_name!r}")
-    return ArrayDataset(os.path.basename(path), inputs, labels, count_classes(labels, num_classes))
+    if label_kind == "none" or labels_name not in arrays:
+        return ArrayDataset(name, inputs, None, 0)
+    labels = read_label_array(arrays[labels_name], label_kind, inputs.shape[0], num_classes, f"{path}, array {labels_name!r}")
+    return ArrayDataset(name, inputs, labels, count_classes(labels, num_classes))
 
 
 def _read_arrays(path: str, wanted: tuple[str, ...]) -> tuple[dict[str, NDArray[Any]], list[str]]:

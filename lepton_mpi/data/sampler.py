@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +27,31 @@ class SampleOrder(ABC):
 
     Attributes:
         num_samples: samples, and so positions, of an epoch.
+        is_random: whether epochs differ; where they do not, whatever else is drawn at random repeats too.
     """
+
+    is_random: ClassVar[bool]
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
 
     @abstractmethod
+    def at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the samples at positions of an epoch, int64 in the shape of `positions`. Local.
+
+        Args:
+            epoch: pass over the data set.
+            positions: int64[n], each within 0 .. num_samples - 1.
+        """
+
     def indices(self, epoch: int, position: int, count: int) -> NDArray[np.int64]:
         """Return the samples at positions `position .. position + count` of an epoch, int64[count]. Local.
 
         Raises:
             DataError: the epoch has no such positions.
         """
+        self.check_positions(position, count)
+        return self.at(epoch, np.arange(position, position + count))
 
     def check_positions(self, position: int, count: int) -> None:
         """Accept positions that the epoch has. Local.
@@ -57,9 +70,10 @@ class SampleOrder(ABC):
 class SequentialSampler(SampleOrder):
     """The samples as they are numbered, for evaluation."""
 
-    def indices(self, epoch: int, position: int, count: int) -> NDArray[np.int64]:
-        self.check_positions(position, count)
-        return np.arange(position, position + count)
+    is_random = False
+
+    def at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        return positions
 
 
 @final
@@ -77,6 +91,8 @@ class Sampler(SampleOrder):
         seed: `train.seed`.
     """
 
+    is_random = True
+
     def __init__(self, num_samples: int, seed: int) -> None:
         super().__init__(num_samples)
         self._seed = seed
@@ -84,10 +100,9 @@ class Sampler(SampleOrder):
         self._num_right = -(-max(num_samples, 1) // self._num_left)
         self._tables: tuple[int, list[NDArray[np.int64]]] = (-1, [])  # of the epoch last asked for
 
-    def indices(self, epoch: int, position: int, count: int) -> NDArray[np.int64]:
-        self.check_positions(position, count)
+    def at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         tables = self._round_tables(epoch)
-        found = self._permute(np.arange(position, position + count), tables)
+        found = self._permute(positions, tables)
         while (outside := np.flatnonzero(found >= self.num_samples)).size:
             found[outside] = self._permute(found[outside], tables)
         return found

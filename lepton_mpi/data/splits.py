@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,32 +14,30 @@ from numpy.typing import NDArray
 from lepton_mpi.comm.agreement import do_on_all
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.csv import open_csv
 from lepton_mpi.data.dataset import Dataset, Subset
-from lepton_mpi.data.digits import open_digits
-from lepton_mpi.data.hdf5 import Hdf5Dataset
-from lepton_mpi.data.idx import open_idx
-from lepton_mpi.data.npy import open_npy
-from lepton_mpi.data.npz import open_npz
-from lepton_mpi.data.validation import check_file, guess_format
-from lepton_mpi.errors import ConfigError, DataError, RankMismatchError
+from lepton_mpi.data.formats import open_format, open_unlabelled
+from lepton_mpi.data.needs import DataNeeds
+from lepton_mpi.data.tokens import TokenWindows, scan_tokens
+from lepton_mpi.errors import DataError, RankMismatchError
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.random import random_key, uniform
 
 _HOLDOUT_KEY = random_key(0, "holdout")  # fixed: every run on a data set is judged on the same samples
+# Ranks compare this much of the labels, in samples spread evenly over them: a few hundredths of a second.
+_DIGEST_NBYTES = 16 << 20
 
 
 @final
 @dataclass(frozen=True)
 class DataSplits:
-    """Training and test set, with equal input shapes and classes; `test` may have no samples."""
+    """Training and test set, with equal shapes of inputs and labels, and classes; `test` may have no samples."""
 
     train: Dataset
     test: Dataset
 
 
 @collective("comm")
-def open_datasets(config: DataConfig, comm: MPI.Intracomm) -> DataSplits:
+def open_datasets(config: DataConfig, comm: MPI.Intracomm, needs: DataNeeds = DataNeeds()) -> DataSplits:  # noqa: B008 - frozen
     """Open the training and the test set.
 
     Collective over comm. Every rank opens the files itself, and reads of them what it needs.
@@ -46,24 +45,33 @@ def open_datasets(config: DataConfig, comm: MPI.Intracomm) -> DataSplits:
     Args:
         config: the `data` section.
         comm: all ranks that will read.
+        needs: what the task needs of the data.
 
     Raises:
-        ConfigError: a format that does not exist.
+        ConfigError: a format that does not exist, or text without a context.
         DataError: a file is missing or malformed, on any rank.
         RankMismatchError: ranks found different data, as happens with copies on node-local disks.
     """
-    train, test = open_together(lambda: _open_splits(config), comm)
+    num_classes = config.num_classes
+    if config.format == "tokens":
+        paths = [path for path in (config.path, config.test_path) if path]
+        num_classes = _count_tokens(paths, config, comm)
+    train, test = open_together(lambda: _open_splits(config, needs, num_classes), comm)
     return DataSplits(train, test)
 
 
-def open_test_set(config: DataConfig) -> Dataset:
+def open_test_set(config: DataConfig, needs: DataNeeds = DataNeeds()) -> Dataset:  # noqa: B008 - frozen
     """Open the test set alone; the training file is left closed unless the test samples are held out of it. Local.
 
     Arguments and errors are those of `open_datasets`.
     """
+    num_classes = config.num_classes
+    if config.format == "tokens":
+        largest = scan_tokens(config.test_path or config.path, config.token_type, num_classes)
+        num_classes = num_classes or 1 + largest
     if config.test_path:
-        return _open_labelled(config, config.test_path, config.test_labels_path, config.num_classes)
-    return _open_splits(config)[1]
+        return _open_labelled(config, config.test_path, config.test_labels_path, needs, num_classes)
+    return _open_splits(config, needs, num_classes)[1]
 
 
 @collective("comm")
@@ -85,26 +93,24 @@ def open_together(open_local: Callable[[], Sequence[Dataset]], comm: MPI.Intraco
     return datasets
 
 
-def open_inputs(path: str, format_hint: str, config: DataConfig) -> Dataset:
+def open_inputs(path: str, format_hint: str, config: DataConfig, needs: DataNeeds = DataNeeds()) -> Dataset:  # noqa: B008
     """Open a file to predict on, with or without labels. Local.
 
     Args:
-        path: the file; ignored for the digits.
+        path: the file; ignored for the digits and the standard library.
         format_hint: a `data.format`; empty: told from the file.
         config: the `data` section that the model was trained with: names of columns and arrays.
+        needs: what the task needs of the data.
 
     Raises:
+        ConfigError: a format that does not exist, or text without a context.
         DataError: the format cannot be told, or the file is missing or malformed.
     """
-    if format_hint == "digits":
-        return open_digits(config.num_classes)
-    check_file(path)
-    name = format_hint or guess_format(path)
-    if name is None:
-        raise DataError(
-            f"{path}: expected one of idx, npz, npy, csv, hdf5, found neither their magic number nor name: give the format"
-        )
-    return _open(name, path, "", config, config.num_classes, labels_required=False)
+    num_classes = config.num_classes
+    if format_hint == "tokens":
+        largest = scan_tokens(path, config.token_type, num_classes)
+        num_classes = num_classes or 1 + largest
+    return open_unlabelled(path, format_hint, config, needs, num_classes)
 
 
 def hold_out(labels: NDArray[np.int64], fraction: float) -> NDArray[np.bool_]:
@@ -131,43 +137,53 @@ def hold_out(labels: NDArray[np.int64], fraction: float) -> NDArray[np.bool_]:
     return held
 
 
-def _open_splits(config: DataConfig) -> tuple[Dataset, Dataset]:
-    dataset = _open_labelled(config, config.path, config.labels_path, config.num_classes)
+@collective("comm")
+def _count_tokens(paths: Sequence[str], config: DataConfig, comm: MPI.Intracomm) -> int:
+    """Return the size of the vocabulary of files of tokens, of which each rank scans a part.
+
+    Collective over comm.
+    """
+    part, parts, given = comm.Get_rank(), comm.Get_size(), config.num_classes
+    largest = do_on_all(comm, lambda: max(scan_tokens(path, config.token_type, given, part, parts) for path in paths))
+    everywhere: list[int] = comm.allgather(largest)
+    return given or 1 + max(everywhere)
+
+
+def _open_splits(config: DataConfig, needs: DataNeeds, num_classes: int) -> tuple[Dataset, Dataset]:
+    dataset = _open_labelled(config, config.path, config.labels_path, needs, num_classes)
     if not config.test_path:
-        held = hold_out(dataset.read_labels(np.arange(dataset.num_samples)), config.test_fraction)
-        train, test = np.flatnonzero(~held), np.flatnonzero(held)
-        return Subset(dataset, train, f"{dataset.name} (training)"), Subset(dataset, test, f"{dataset.name} (test)")
-    test_set = _open_labelled(config, config.test_path, config.test_labels_path, dataset.num_classes)
-    if test_set.input_shape != dataset.input_shape:
-        raise DataError(
-            f"{config.test_path}: expected samples of shape {dataset.input_shape} as in {config.path}, found "
-            f"{test_set.input_shape}: give a test file made like the training file"
-        )
+        return _split(dataset, config.test_fraction)
+    test_set = _open_labelled(config, config.test_path, config.test_labels_path, needs, dataset.num_classes)
+    for what, expected, found in (
+        ("samples", dataset.input_shape, test_set.input_shape),
+        ("labels", dataset.label_shape, test_set.label_shape),
+    ):
+        if found != expected:
+            raise DataError(
+                f"{config.test_path}: expected {what} of shape {expected} as in {config.path}, found "
+                f"{found}: give a test file made like the training file"
+            )
     return dataset, test_set
 
 
-def _open_labelled(config: DataConfig, path: str, labels_path: str, num_classes: int) -> Dataset:
-    dataset = _open(config.format, path, labels_path, config, num_classes)
-    if dataset.num_classes == 0:
+def _split(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:
+    """Return the samples to train on and those held out for testing."""
+    if isinstance(dataset, TokenWindows):
+        return dataset.split(fraction)  # the end of the text: windows at random would stand among what was learnt
+    if dataset.label_kind == "class" and not dataset.label_shape:
+        labels = dataset.read_labels(np.arange(dataset.num_samples))
+    else:
+        labels = np.zeros(dataset.num_samples, np.int64)  # no classes to keep in proportion
+    held = hold_out(labels, fraction)
+    train, test = np.flatnonzero(~held), np.flatnonzero(held)
+    return Subset(dataset, train, f"{dataset.name} (training)"), Subset(dataset, test, f"{dataset.name} (test)")
+
+
+def _open_labelled(config: DataConfig, path: str, labels_path: str, needs: DataNeeds, num_classes: int) -> Dataset:
+    dataset = open_format(config.format, path, labels_path, config, needs, num_classes)
+    if dataset.label_kind == "none" and needs.labels != "none":
         raise DataError(f"{path}: expected labelled samples, found no labels: set data.labels_path and data.test_labels_path")
     return dataset
-
-
-def _open(name: str, path: str, labels_path: str, config: DataConfig, num_classes: int, *, labels_required: bool = True) -> Dataset:
-    match name:
-        case "digits":
-            return open_digits(num_classes)
-        case "idx":
-            return open_idx(path, labels_path, num_classes)
-        case "npy":
-            return open_npy(path, labels_path, num_classes)
-        case "npz":
-            return open_npz(path, config.inputs_name, config.labels_name, num_classes, labels_required=labels_required)
-        case "csv":
-            return open_csv(path, config.label_column, num_classes, labels_required=labels_required)
-        case "hdf5":
-            return Hdf5Dataset(path, config.inputs_name, config.labels_name, num_classes, labels_required=labels_required)
-    raise ConfigError(f"data.format: expected digits, idx, npz, npy, csv or hdf5, found {name!r}: choose one of them")
 
 
 @collective("comm")
@@ -184,8 +200,10 @@ def _check_agreement(datasets: Sequence[Dataset], comm: MPI.Intracomm) -> None:
 
 
 def _describe(dataset: Dataset) -> str:
-    labels = dataset.read_labels(np.arange(dataset.num_samples))
+    nbytes = 8 * dataset.num_samples * math.prod(dataset.label_shape)
+    labels = dataset.read_labels(np.arange(0, dataset.num_samples, 1 + nbytes // _DIGEST_NBYTES))
+    kind = {"class": f"{dataset.num_classes} classes", "value": "values as labels", "none": "no labels"}[dataset.label_kind]
     return (
-        f"{dataset.name}: {dataset.num_samples} samples of shape {dataset.input_shape}, {dataset.num_classes} classes, "
-        f"labels with CRC-32 {zlib.crc32(labels.tobytes()):08x}"
+        f"{dataset.name}: {dataset.num_samples} samples of shape {dataset.input_shape}, {kind}, "
+        f"labels of shape {dataset.label_shape} with CRC-32 {zlib.crc32(labels.tobytes()):08x}"
     )

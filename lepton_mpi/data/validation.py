@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.errors import DataError
+from lepton_mpi.models.task import LabelKind
 
 _REAL_KINDS = "biuf"  # NumPy dtype kinds: bool, signed, unsigned, floating point
+_SCAN_ELEMENTS = 1 << 22  # elements checked at a time, so that a check of a large file takes little memory
 MAX_LABEL = 2**31 - 1  # a larger one is a mistake in the file, not a class
 _MAGIC_NUMBERS = (
     (b"\x93NUMPY", "npy"),
@@ -98,10 +101,84 @@ def check_labels(labels: NDArray[Any], num_samples: int, num_classes: int, place
         )
     labels = labels.reshape(num_samples)
     largest = num_classes - 1 if num_classes else MAX_LABEL
-    wrong = np.flatnonzero(~((labels >= 0) & (labels <= largest) & (labels == np.floor(labels))))
+    wrong = np.flatnonzero(~_are_classes(labels, largest))
     if wrong.size:
         raise wrong_label(f"{place}, sample {wrong[0]}", str(labels[wrong[0]]), num_classes)
     return np.ascontiguousarray(labels, np.int64)
+
+
+def read_label_array(labels: NDArray[Any], kind: LabelKind, num_samples: int, num_classes: int, place: str) -> NDArray[Any] | None:
+    """Return labels as `ArrayDataset` takes them, checked. Local.
+
+    Args:
+        labels: [num_samples, ...]; [num_samples, 1] is one class a sample.
+        kind: what they are; "none": they are not looked at.
+        num_samples: how many samples there are.
+        num_classes: how many classes; 0: whatever the labels say.
+        place: file and array, for messages.
+
+    Returns:
+        Integers for classes (int64, or several a sample in the dtype of `labels`), floats for values, None for none.
+
+    Raises:
+        DataError: another dtype or shape, a label that is not one of 0 .. num_classes - 1, or a value that is not finite.
+    """
+    if kind == "none":
+        return None
+    if kind == "class" and (labels.dtype.kind not in _REAL_KINDS or labels.ndim < 2 or labels.shape == (num_samples, 1)):
+        return check_labels(labels, num_samples, num_classes, place)
+    if labels.dtype.kind not in _REAL_KINDS:
+        raise DataError(f"{place}: expected real numbers as labels, found elements of type {labels.dtype}: store floats")
+    if labels.shape[:1] != (num_samples,) or 0 in labels.shape[1:]:
+        raise DataError(
+            f"{place}: expected {num_samples} labels, one for each sample, found an array of shape {labels.shape}: "
+            "give the labels that belong to these inputs"
+        )
+    largest = num_classes - 1 if num_classes else MAX_LABEL
+    rows = max(1, _SCAN_ELEMENTS // math.prod(labels.shape[1:]))
+    for start in range(0, num_samples, rows):
+        part = np.asarray(labels[start : start + rows]).reshape(min(rows, num_samples - start), -1)
+        with np.errstate(over="ignore"):
+            good = np.isfinite(part.astype(np.float32)) if kind == "value" else _are_classes(part, largest)
+        if not good.all():
+            row, column = (int(i) for i in np.argwhere(~good)[0])
+            where, found = f"{place}, sample {start + row}", str(part[row, column])
+            if kind == "class":
+                raise wrong_label(where, found, num_classes)
+            raise DataError(f"{where}: expected finite labels, found {found!r}: mend or drop the sample")
+    if kind == "value":
+        return labels if labels.dtype.kind == "f" else labels.astype(np.float32)
+    return labels if labels.dtype.kind in "iu" else labels.astype(np.int64)
+
+
+def _are_classes(labels: NDArray[Any], largest: int) -> NDArray[np.bool_]:
+    good: NDArray[np.bool_] = (labels >= 0) & (labels <= largest) & (labels == np.floor(labels))
+    return good
+
+
+def check_ids(raw: NDArray[Any], indices: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+    """Return inputs as numbers of tokens, users or items, int64 in their shape. Local.
+
+    Args:
+        raw: [B, ...], integers, or floats with integral values small enough to be exact.
+        indices: int64[B], number of each sample, for messages.
+        name: what messages call the data.
+
+    Raises:
+        DataError: a value is negative, no integer, or too large for its dtype to tell it from the next integer.
+    """
+    if raw.dtype.kind == "f":
+        largest = 2 ** min(np.finfo(raw.dtype).nmant + 1, 62) - 1
+        good = (raw >= 0) & (raw <= largest) & (raw == np.floor(raw))
+        expected = f"an integer of 0 .. {largest}, all that {raw.dtype} can tell apart"
+    else:
+        good = np.ones(raw.shape, np.bool_) if raw.dtype.kind == "b" else (raw >= 0) & (raw <= np.iinfo(np.int64).max)
+        expected = "an integer from 0"
+    if not good.all():
+        place = int(np.argmin(good.reshape(-1)))
+        sample, found = indices[place // (raw.size // len(raw))], raw.reshape(-1)[place].item()
+        raise DataError(f"{name}, sample {sample}: expected {expected}, found {found}: number tokens, users and items from 0")
+    return raw.astype(np.int64, copy=False)
 
 
 def wrong_label(place: str, found: str, num_classes: int) -> DataError:
@@ -112,6 +189,11 @@ def wrong_label(place: str, found: str, num_classes: int) -> DataError:
     )
 
 
-def count_classes(labels: NDArray[np.int64], num_classes: int) -> int:
-    """Return the number of classes: as given, or one more than the largest label where that is 0. Local."""
+def count_classes(labels: NDArray[Any] | None, num_classes: int) -> int:
+    """Return the number of classes: as given, or one more than the largest label where that is 0. Local.
+
+    Values and samples without labels have no classes.
+    """
+    if labels is None or labels.dtype.kind == "f":
+        return 0
     return num_classes or int(labels.max()) + 1

@@ -11,8 +11,9 @@ import pytest
 
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.augmentation import choose_max_shift
-from lepton_mpi.data.dataset import ArrayDataset, Dataset
+from lepton_mpi.data.dataset import ArrayDataset, Dataset, id_counts
 from lepton_mpi.data.loader import Loader
+from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import measure_normalisation
 from lepton_mpi.data.sampler import Sampler
 from lepton_mpi.data.splits import open_datasets
@@ -26,7 +27,7 @@ class FailingDataset(Dataset):
     def __init__(self) -> None:
         super().__init__("failing", 20_000, (2,), 0)
 
-    def read_inputs(self, indices):
+    def read_raw(self, indices):
         if len(indices) and indices[-1] >= 9000:
             raise OSError("the disk is on fire")
         return np.zeros((len(indices), 2), np.float32)
@@ -80,7 +81,7 @@ def test_batches_of_all_ranks_make_the_epoch(comm: MPI.Intracomm) -> None:
         for _ in range(loader.steps_per_epoch):
             batch = loader.batch(epoch, position)
             pieces = gather([*zip(batch.inputs, batch.labels, strict=True)])
-            for x, y in (piece for part in pieces for piece in part):
+            for x, y in (part[m] for m in range(2) for part in pieces):
                 for sample, label in zip(x, y, strict=True):
                     digest.update(sample.tobytes() + label.tobytes())
             epoch, position = batch.following
@@ -108,3 +109,27 @@ def test_files_that_differ_between_ranks(comm: MPI.Intracomm, folder: Path) -> N
     path.write_text("a,label\n1,0\n2,1\n" + ("3,1\n" if last else "3,0\n"))
     with pytest.raises(RankMismatchError, match=f"but rank {comm.size - 1} opened d.csv"):
         open_datasets(DataConfig(format="csv", path=os.fspath(path)), comm)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("num_samples", [1, 2, 1000])
+def test_the_largest_ids_of_all_ranks_count(comm: MPI.Intracomm, num_samples: int) -> None:
+    ids = np.random.default_rng(7).integers(0, 10**9, (num_samples, 3))
+    assert id_counts(ArrayDataset("pairs", ids, None, 0), comm) == tuple(ids.max(axis=0) + 1)
+    ids[-1, 1] = -4  # seen by the last rank that has samples
+    with pytest.raises(DataError, match=f"pairs, sample {num_samples - 1}: expected an integer from 0, found -4"):
+        id_counts(ArrayDataset("pairs", ids, None, 0), comm)
+
+
+@pytest.mark.mpi
+def test_a_vocabulary_is_scanned_together(comm: MPI.Intracomm, folder: Path) -> None:
+    path, tokens = folder / "tokens.bin", np.arange(1000) * 11 % 301
+    if comm.rank == 0:
+        tokens.astype("<u2").tofile(path)
+    comm.Barrier()
+    config = DataConfig(format="tokens", path=os.fspath(path))
+    splits = open_datasets(config, comm, DataNeeds(context=8))
+    assert (splits.train.num_classes, splits.train.num_samples, splits.test.num_samples) == (301, 100, 24)
+    config = DataConfig(format="tokens", path=os.fspath(path), num_classes=300)
+    with pytest.raises(DataError, match=rf"token {tokens.argmax()} \(byte .* 0 .. 299, found 300"):
+        open_datasets(config, comm, DataNeeds(context=8))

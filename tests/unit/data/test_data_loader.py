@@ -29,36 +29,41 @@ class UncachedDataset(Dataset):
         super().__init__("huge", 1 << 20, (17,), 10)
         self.reads: list[np.ndarray] = []
 
-    def read_inputs(self, indices):
+    def read_raw(self, indices):
         self.reads.append(indices)
-        return np.repeat(indices[:, None], 17, axis=1).astype(np.float32)
+        return np.repeat(indices[:, None], 17, axis=1)
 
     def read_labels(self, indices):
         return indices % 10
 
 
 @pytest.mark.parametrize("data_size", [1, 2, 3, 5, 16])
+@pytest.mark.parametrize("micro_batches", [1, 3, 10])
 @pytest.mark.parametrize("num_samples, global_batch", [(100, 32), (97, 7), (3, 8), (1, 1), (64, 64)])
-def test_ledger(data_size: int, num_samples: int, global_batch: int) -> None:
+def test_ledger(data_size: int, micro_batches: int, num_samples: int, global_batch: int) -> None:
     dataset, order = counting_dataset(num_samples), Sampler(num_samples, 1)
-    loaders = [
-        Loader(dataset, order, IDENTITY, global_batch=global_batch, data_index=i, data_size=data_size, micro_batches=3)
-        for i in range(data_size)
-    ]
+    options = {"global_batch": global_batch, "micro_batches": micro_batches}
+    alone = Loader(dataset, order, IDENTITY, **options)
+    loaders = [Loader(dataset, order, IDENTITY, data_index=i, data_size=data_size, **options) for i in range(data_size)]
     used, epoch, position, steps = [], 4, 0, 0
     while epoch == 4:
-        batches = [loader.batch(epoch, position) for loader in loaders]
+        batches, whole = [loader.batch(epoch, position) for loader in loaders], alone.batch(epoch, position)
         assert loaders[0].locate(4 * loaders[0].steps_per_epoch + steps) == (epoch, position)
         assert {batch.num_global for batch in batches} == {sum(sum(batch.sizes) for batch in batches)}
         assert {batch.following for batch in batches} == {batches[0].following}
-        first_rows = [loader.first_row(batches[0].num_global) for loader in loaders]
-        assert first_rows == [sum(sum(before.sizes) for before in batches[:i]) for i in range(data_size)]
-        step = np.concatenate([piece for batch in batches for piece in batch.inputs])
-        np.testing.assert_array_equal(step[:, 0], order.indices(4, position, len(step)))  # the order of the epoch, on any grid
+        step = np.full(whole.num_global, -1.0)
+        for m in range(micro_batches):  # the same samples on any grid
+            np.testing.assert_array_equal(np.concatenate([batch.inputs[m] for batch in batches]), whole.inputs[m])
+            for batch in batches:
+                assert len(batch.inputs[m]) == len(batch.labels[m]) == batch.sizes[m]
+                rows = slice(batch.first_rows[m], batch.first_rows[m] + batch.sizes[m])
+                assert (step[rows] == -1).all() and rows.stop <= whole.num_global
+                step[rows] = batch.inputs[m][:, 0]
+        np.testing.assert_array_equal(step, order.indices(4, position, len(step)))  # the order of the epoch
         used.append(step)
         (epoch, position), steps = batches[0].following, steps + 1
     assert (epoch, position, steps) == (5, 0, loaders[0].steps_per_epoch)
-    np.testing.assert_array_equal(np.sort(np.concatenate(used)[:, 0]), np.arange(num_samples))
+    np.testing.assert_array_equal(np.sort(np.concatenate(used)), np.arange(num_samples))
 
 
 def test_micro_batches_and_empty_parts() -> None:
@@ -69,6 +74,7 @@ def test_micro_batches_and_empty_parts() -> None:
     empty = Loader(counting_dataset(2), SequentialSampler(2), IDENTITY, global_batch=2, data_index=2, data_size=3, micro_batches=2)
     batch = empty.batch(0, 0)
     assert batch.num_global == 2 and batch.sizes == [0, 0] and [x.shape for x in batch.inputs] == [(0, 1), (0, 1)]
+    assert batch.first_rows == [1, 2]
 
 
 def test_position_after_a_change_of_the_global_batch() -> None:
@@ -105,8 +111,8 @@ def test_shift_comes_before_normalisation(data_size: int) -> None:
         for i in range(data_size)
     ]
     batches = [loader.batch(3, 40) for loader in loaders]
-    np.testing.assert_array_equal(np.concatenate([x for batch in batches for x in batch.inputs]), expected)
-    np.testing.assert_array_equal(np.concatenate([y for batch in batches for y in batch.labels]), labels)
+    np.testing.assert_array_equal(np.concatenate([batch.inputs[m] for m in range(2) for batch in batches]), expected)
+    np.testing.assert_array_equal(np.concatenate([batch.labels[m] for m in range(2) for batch in batches]), labels)
 
 
 def test_batches_leave_the_data_set_as_it_is() -> None:

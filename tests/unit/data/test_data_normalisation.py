@@ -62,6 +62,13 @@ def test_none_changes_nothing() -> None:
     np.testing.assert_array_equal(measure_normalisation(dataset_of(x), "none", start_mpi()).apply(x), x)
 
 
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_identity_changes_nothing(shape: tuple[int, ...]) -> None:
+    x, identity = np.array([[np.nan, 3.5]], np.float32), Normalisation.identity(shape)
+    np.testing.assert_array_equal(identity.apply(x), x)
+    assert identity.to_arrays()["mean"].shape == identity.to_arrays()["std"].shape == shape
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("kind", ["global", "feature"])
 def test_bad_values_are_named(value: float, kind: str) -> None:
