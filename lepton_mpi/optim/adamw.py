@@ -14,17 +14,15 @@ class AdamW(Optimizer):
 
     slot_names: ClassVar[tuple[str, ...]] = ("first_moment", "second_moment")
 
-    def __init__(self, beta1: float, beta2: float, epsilon: float, weight_decay: float) -> None:
+    def __init__(self, beta1: float, beta2: float, epsilon: float) -> None:
         """Make the optimizer with its constants."""
         self._betas = (beta1, beta2)
         self._epsilon = epsilon
-        self._weight_decay = weight_decay
 
     def update(
-        self, values: Any, grads: Any, slots: Mapping[str, Any], lr: float, grad_scale: float, decay: bool, step: int
+        self, values: Any, grads: Any, slots: Mapping[str, Any], lr: float, grad_scale: float, weight_decay: float, step: int
     ) -> None:
         """Update one slice in place. Local."""
-        weight_decay = self._weight_decay if decay else 0.0
         adamw_update(
             values,
             grads,

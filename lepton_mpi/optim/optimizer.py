@@ -18,7 +18,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def update(
-        self, values: Any, grads: Any, slots: Mapping[str, Any], lr: float, grad_scale: float, decay: bool, step: int
+        self, values: Any, grads: Any, slots: Mapping[str, Any], lr: float, grad_scale: float, weight_decay: float, step: int
     ) -> None:
         """Update one slice. Local.
 
@@ -28,6 +28,6 @@ class Optimizer(ABC):
             slots: state arrays [n] by name, updated in place.
             lr: learning rate.
             grad_scale: factor on the gradients, from clipping.
-            decay: whether weight decay applies to this slice.
+            weight_decay: weight decay of this slice.
             step: number of this update, from 1.
         """

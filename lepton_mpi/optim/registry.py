@@ -11,5 +11,5 @@ from lepton_mpi.optim.sgd import SGD
 def make_optimizer(config: OptimizerConfig) -> Optimizer:
     """Return the optimizer of a configuration, whose name was checked when it was read. Local."""
     if config.name == "sgd":
-        return SGD(config.momentum, config.weight_decay)
-    return AdamW(config.beta1, config.beta2, config.epsilon, config.weight_decay)
+        return SGD(config.momentum)
+    return AdamW(config.beta1, config.beta2, config.epsilon)

@@ -14,15 +14,13 @@ class SGD(Optimizer):
 
     slot_names: ClassVar[tuple[str, ...]] = ("momentum",)
 
-    def __init__(self, momentum: float, weight_decay: float) -> None:
+    def __init__(self, momentum: float) -> None:
         """Make the optimizer with its constants."""
         self._momentum = momentum
-        self._weight_decay = weight_decay
 
     def update(
-        self, values: Any, grads: Any, slots: Mapping[str, Any], lr: float, grad_scale: float, decay: bool, step: int
+        self, values: Any, grads: Any, slots: Mapping[str, Any], lr: float, grad_scale: float, weight_decay: float, step: int
     ) -> None:
         """Update one slice in place. Local."""
-        weight_decay = self._weight_decay if decay else 0.0
         momentum = slots["momentum"] if self._momentum else None
         sgd_update(values, grads, momentum, lr=lr, momentum=self._momentum, weight_decay=weight_decay, grad_scale=grad_scale)

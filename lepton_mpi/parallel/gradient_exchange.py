@@ -8,9 +8,8 @@ from lepton_mpi import native
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.compress.codec import make_codec
-from lepton_mpi.nn.parameter import ParameterLayout
+from lepton_mpi.nn.parameter import ParameterLayout, ParameterSpec
 from lepton_mpi.parallel.node_parameters import NodeParameters
-from lepton_mpi.parallel.stage import LayerDone
 
 # Buckets begin at multiples of this many values, the longest codec block.
 _BLOCK = 256
@@ -36,13 +35,13 @@ class OwnedSlice:
 
     Attributes:
         start, stop: where it lies.
-        decay: whether weight decay applies there.
+        spec: the parameter that it belongs to.
         counts: whether it counts here in sums over the whole grid; a replicated parameter counts once.
     """
 
     start: int
     stop: int
-    decay: bool
+    spec: ParameterSpec
     counts: bool
 
 
@@ -85,17 +84,8 @@ class GradientExchange:
         extents = [self._engine.owned(b) for b in range(self._engine.num_buckets)]
         self.owned_slices = _cut_slices(memory.layout, extents, grid.is_first_data_node)
 
-    def layer_done(self, num_layer_parameters: int) -> LayerDone:
-        """Return a function that starts the buckets that a finished layer completes. Local.
-
-        Args:
-            num_layer_parameters: parameters a layer, so that layer i begins at parameter i * that.
-        """
-        offsets = self._memory.layout.offsets[::num_layer_parameters]
-        return lambda layer: self._start_from(offsets[layer])
-
-    def _start_from(self, offset: int) -> None:
-        """Start all buckets that begin at or after an offset of the flat buffer. Local."""
+    def start_from(self, offset: int) -> None:
+        """Start all buckets that begin at or after an offset of the flat buffer; everything there must be complete. Local."""
         while self._next_bucket >= 0 and self._bounds[self._next_bucket] >= offset:
             bucket = self._next_bucket
             self._memory.download_grad(self._bounds[bucket], self._bounds[bucket + 1])
@@ -111,7 +101,7 @@ class GradientExchange:
         Raises:
             StallError: other ranks stayed away too long.
         """
-        self._start_from(0)
+        self.start_from(0)
         self._engine.finish()
 
     @collective("grid.data")
@@ -142,11 +132,11 @@ class GradientExchange:
 
 
 def _cut_slices(layout: ParameterLayout, extents: list[tuple[int, int]], first_node: bool) -> tuple[OwnedSlice, ...]:
-    """Cut owned extents where weight decay or counting changes from parameter to parameter."""
+    """Cut owned extents from parameter to parameter."""
     slices: list[OwnedSlice] = []
     for low, high in extents:
         for block, start in zip(layout.blocks, layout.offsets, strict=True):
             begin, end = max(low, start), min(high, start + block.size)
             if begin < end:
-                slices.append(OwnedSlice(begin, end, block.spec.decay, block.is_primary and first_node))
+                slices.append(OwnedSlice(begin, end, block.spec, block.is_primary and first_node))
     return tuple(slices)

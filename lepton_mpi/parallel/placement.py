@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from lepton_mpi.models.family import LinearSpec, ModelSpec
-from lepton_mpi.nn.parameter import ParameterBlock, cut_parameter
+from lepton_mpi.models.family import ModelSpec
+from lepton_mpi.nn.layer import Layer, Shapes
+from lepton_mpi.nn.parameter import ParameterBlock, ParameterLayout, ParameterSpec, cut_parameter
 from lepton_mpi.runtime.ranges import split_range
 
 
@@ -50,28 +51,74 @@ class StagePlan:
 
     Attributes:
         layers: its layers.
-        blocks: its blocks of parameters, in the order of the layers (weight, bias, weight, ...).
-        in_width, out_width: values a sample that enter and leave this rank's part.
+        layout: its blocks of parameters and where they lie: first those that other stages hold too, whose gradients are
+            complete last; then the others, layer after layer; then running statistics.
+        layer_starts: where in the flat buffer the blocks begin that are complete once the layers from each one on are done.
+        shared: indices of the blocks that other stages hold too, and which stages those are, this one included.
+        in_shapes, out_shapes: shapes of a sample's arrays that enter and leave this rank's part.
     """
 
-    layers: tuple[LinearSpec, ...]
-    blocks: tuple[ParameterBlock, ...]
-    in_width: int
-    out_width: int
+    layers: tuple[Layer, ...]
+    layout: ParameterLayout
+    layer_starts: tuple[int, ...]
+    shared: tuple[tuple[int, tuple[int, ...]], ...]
+    in_shapes: Shapes
+    out_shapes: Shapes
 
 
 def plan_stage(model: ModelSpec, stages: int, shards: int, stage: int, shard: int) -> StagePlan:
     """Return what a place of the grid holds. Local; every rank can ask for every place."""
-    first, last = balance_stages([layer.cost for layer in model.layers], stages)[stage]
+    runs = balance_stages(model.costs, stages)
+    first, last = runs[stage]
     layers = model.layers[first:last]
-    blocks = tuple(cut_parameter(spec, shards, shard) for layer in layers for spec in (layer.weight, layer.bias))
-    entry, end = layers[0], layers[-1]
-    in_width = entry.in_features if entry.split == "column" else _share(entry.in_features, shards, shard)
-    whole = end.split == "row" or end.gather
-    out_width = end.out_features if whole else _share(end.out_features, shards, shard)
-    return StagePlan(layers, blocks, in_width, out_width)
+    holders = _holders(model, runs)
+    own = {spec.name: spec for layer in layers for spec in layer.parameters}
+    shared = [spec for spec in own.values() if len(holders[spec.name]) > 1]
+    private = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "weight"]
+    statistics = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "statistic"]
+    weights = [_cut(spec, shards, shard, stage == holders[spec.name][0]) for spec in [*shared, *private]]
+    layout = ParameterLayout(weights, [cut_parameter(spec, shards, shard) for spec in statistics])
+    return StagePlan(
+        layers,
+        layout,
+        _layer_starts(layers, layout, {spec.name for spec in private}),
+        tuple((index, holders[spec.name]) for index, spec in enumerate(shared)),
+        model.boundaries[first] if first == 0 else _local(model.boundaries[first], model.layers[first - 1], shards, shard),
+        _local(model.boundaries[last], model.layers[last - 1], shards, shard),
+    )
 
 
-def _share(length: int, parts: int, index: int) -> int:
-    start, stop = split_range(length, parts, index)
-    return stop - start
+def _holders(model: ModelSpec, runs: Sequence[tuple[int, int]]) -> dict[str, tuple[int, ...]]:
+    """Return which stages hold each parameter, the first of which answers for it."""
+    found: dict[str, tuple[int, ...]] = {}
+    for stage, (first, last) in enumerate(runs):
+        for name in {spec.name for layer in model.layers[first:last] for spec in layer.parameters}:
+            found[name] = (*found.get(name, ()), stage)
+    return found
+
+
+def _cut(spec: ParameterSpec, shards: int, shard: int, answers: bool) -> ParameterBlock:
+    block = cut_parameter(spec, shards, shard)
+    return block if answers else replace(block, is_primary=False)
+
+
+def _layer_starts(layers: Sequence[Layer], layout: ParameterLayout, private: set[str]) -> tuple[int, ...]:
+    """Return for each layer the least offset of the private weights that it or a later layer declares first."""
+    offsets = {block.name: start for block, start in zip(layout.blocks, layout.offsets, strict=True)}
+    starts, seen = [], set[str]()
+    end = layout.statistics_start
+    for layer in layers:
+        own = [offsets[spec.name] for spec in layer.parameters if spec.name in private and spec.name not in seen]
+        seen.update(spec.name for spec in layer.parameters)
+        starts.append(min(own, default=-1))
+    for i in reversed(range(len(starts))):
+        end = starts[i] = end if starts[i] < 0 else starts[i]
+    return tuple(starts)
+
+
+def _local(shapes: Shapes, before: Layer, shards: int, shard: int) -> Shapes:
+    """Return the shapes on one shard of what a layer hands on."""
+    if not before.divided:
+        return shapes
+    start, stop = split_range(shapes[0][-1], shards, shard)
+    return ((*shapes[0][:-1], stop - start),)

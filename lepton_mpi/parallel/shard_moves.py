@@ -1,19 +1,20 @@
 """Movements of activations between the shards of a layer, each with its adjoint.
 
 A replicated array is one vector that every shard holds; a divided one is a vector of which every
-shard holds a block of columns; a partial one is a vector that is the sum of what the shards hold.
+shard holds a part of the last dim; a partial one is a vector that is the sum of what the shards hold.
 All of them are collective over grid.shard.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.reduction import gather_features, sum_in_rank_order
-from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.move import Move
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.ranges import split_range
@@ -54,38 +55,26 @@ class SumOverShards(Move):
 
 
 class GatherFromShards(Move):
-    """Divided columns to a replicated whole. The whole's gradient is the same on all shards, so each keeps its columns."""
+    """Parts of the last dim to a replicated whole. The whole's gradient is the same on all shards, so each keeps its part."""
 
-    def __init__(self, shard: MPI.Intracomm, num_features: int) -> None:
-        """Gather `num_features` columns divided over the ranks of grid.shard."""
+    def __init__(self, shard: MPI.Intracomm, length: int, unit: int = 1) -> None:
+        """Gather a last dim of `length`, divided in whole units over the ranks of grid.shard."""
         self._shard = shard
-        ranges = [split_range(num_features, shard.Get_size(), r) for r in range(shard.Get_size())]
-        self._widths = [stop - start for start, stop in ranges]
-        self._own = slice(*ranges[shard.Get_rank()])
+        ranges = [split_range(length // unit, shard.Get_size(), r) for r in range(shard.Get_size())]
+        self._widths = [(stop - start) * unit for start, stop in ranges]
+        start, stop = ranges[shard.Get_rank()]
+        self._own = slice(start * unit, stop * unit)
 
     @collective("grid.shard")
     def forward(self, x: Any) -> Any:
-        """Return all columns [B, F] for the own ones. Collective over grid.shard."""
-        return _on_host(x, lambda host: gather_features(self._shard, host, self._widths))
+        """Return the whole [..., F] for the own part. Collective over grid.shard."""
+        whole = (*x.shape[:-1], sum(self._widths))
+        flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+        return _on_host(flat, lambda host: gather_features(self._shard, host, self._widths)).reshape(whole)
 
     def adjoint(self, dy: Any) -> Any:
-        """Return the own columns. Local."""
-        return array_module(dy).ascontiguousarray(dy[:, self._own])
-
-
-def enter_move(shard: MPI.Intracomm, split: str) -> Move:
-    """Return how the input of a layer reaches the shards. Local."""
-    return ReplicateToShards(shard) if split == "column" and shard.Get_size() > 1 else Stay()
-
-
-def reduce_move(shard: MPI.Intracomm, split: str) -> Move:
-    """Return how the products of a layer come together. Local."""
-    return SumOverShards(shard) if split == "row" and shard.Get_size() > 1 else Stay()
-
-
-def leave_move(shard: MPI.Intracomm, gather: bool, num_features: int) -> Move:
-    """Return how the outputs of a layer come together. Local."""
-    return GatherFromShards(shard, num_features) if gather and shard.Get_size() > 1 else Stay()
+        """Return the own part. Local."""
+        return array_module(dy).ascontiguousarray(dy[..., self._own])
 
 
 def _on_host(x: Any, move: Any) -> Any:

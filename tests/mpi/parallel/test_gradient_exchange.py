@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from small_models import mlp
 
 from lepton_mpi.comm.grid import GridShape, ProcessGrid
 from lepton_mpi.errors import StallError
-from lepton_mpi.models.mlp import mlp
-from lepton_mpi.nn.parameter import ParameterLayout
 from lepton_mpi.parallel.exchange_reference import exchange_reference
 from lepton_mpi.parallel.gradient_exchange import GradientExchange, bucket_bounds
 from lepton_mpi.parallel.node_parameters import NodeParameters
@@ -26,7 +25,7 @@ class Exchanging:
     def __init__(self, grid: ProcessGrid, mode: str = "exact", timeout_s: float = 60.0, bucket_mib: float = 0.001) -> None:
         shape = grid.shape
         places = [(stage, shard) for stage in range(shape.stages) for shard in range(shape.shards)]
-        layouts = {p: ParameterLayout(plan_stage(MODEL, shape.stages, shape.shards, *p).blocks) for p in places}
+        layouts = {p: plan_stage(MODEL, shape.stages, shape.shards, *p).layout for p in places}
         bounds = {p: bucket_bounds(layout.num_values, bucket_mib) for p, layout in layouts.items()}
         self.grid, self.bounds = grid, bounds[(grid.stage_index, grid.shard_index)]
         self.memory = NodeParameters(grid, layouts, ["momentum"], {p: len(b) - 1 for p, b in bounds.items()}, np)
@@ -51,8 +50,8 @@ def test_every_value_of_the_model_counts_once(comm: MPI.Intracomm, everywhere: l
     for one in everywhere:
         counted = sum(s.stop - s.start for s in one.exchange.owned_slices if s.counts)
         assert comm.allreduce(counted) == MODEL.num_parameters, one.grid.shape
-        decayed = sum(s.stop - s.start for s in one.exchange.owned_slices if s.counts and s.decay)
-        assert comm.allreduce(decayed) == sum(layer.cost for layer in MODEL.layers)
+        decayed = sum(s.stop - s.start for s in one.exchange.owned_slices if s.counts and s.spec.decay)
+        assert comm.allreduce(decayed) == sum(MODEL.costs)
 
 
 @pytest.mark.mpi
@@ -73,14 +72,15 @@ def test_layers_start_their_buckets(comm: MPI.Intracomm, mode: str) -> None:
     for step in range(3):
         one.memory.zero_grad()
         own = one.memory.grads[0]
-        done = one.exchange.layer_done(2)
         whole = np.zeros_like(own)
         for layer in reversed(range(len(MODEL.layers))):
             for i in (2 * layer, 2 * layer + 1):
                 drawn = np.random.default_rng([comm.rank, step, i]).standard_normal(one.memory.layout.blocks[i].shape)
                 one.memory.layout.view(i, own)[...] = drawn
                 one.memory.layout.view(i, whole)[...] = drawn
-            done(layer)  # no bucket may start before all of its layers have written
+            one.exchange.start_from(
+                one.memory.layout.offsets[2 * layer]
+            )  # no bucket may start before all of its layers have written
         expected = exchange_reference(one.grid, whole, mode, one.bounds)
         one.exchange.finish()
         for s in one.exchange.owned_slices:

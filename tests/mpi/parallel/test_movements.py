@@ -14,15 +14,9 @@ from numpy.typing import NDArray
 from lepton_mpi.comm.grid import GridShape, ProcessGrid
 from lepton_mpi.nn.move import Move, Stay
 from lepton_mpi.parallel.exchange_reference import exchange_reference
+from lepton_mpi.parallel.grid_place import place_on
 from lepton_mpi.parallel.pipeline import _Mail
-from lepton_mpi.parallel.shard_moves import (
-    GatherFromShards,
-    ReplicateToShards,
-    SumOverShards,
-    enter_move,
-    leave_move,
-    reduce_move,
-)
+from lepton_mpi.parallel.shard_moves import GatherFromShards, ReplicateToShards, SumOverShards
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.ranges import split_range
 
@@ -96,8 +90,8 @@ def test_activations_there_and_gradients_back(comm: MPI.Intracomm) -> None:
             mail.send(x[m], stage + 1, 2 * m)
         if stage > 0:
             mail.send(y[m], stage - 1, 2 * m + 1)
-    there = [mail.receive(shape, stage - 1, 2 * m, np) if stage > 0 else zero for m in reversed(micro_batches)][::-1]
-    back = [mail.receive(shape, stage + 1, 2 * m + 1, np) if stage < last else zero for m in micro_batches]
+    there = [mail.receive(BATCH, (shape[1:],), stage - 1, 2 * m, np) if stage > 0 else zero for m in reversed(micro_batches)][::-1]
+    back = [mail.receive(BATCH, (shape[1:],), stage + 1, 2 * m + 1, np) if stage < last else zero for m in micro_batches]
     mail.flush()
     for m in micro_batches:
         left = comm.allreduce((there[m].astype(float) * y[m]).sum())
@@ -108,11 +102,30 @@ def test_activations_there_and_gradients_back(comm: MPI.Intracomm) -> None:
 
 
 @pytest.mark.mpi
-def test_moves_of_a_layer(comm: MPI.Intracomm) -> None:
+@pytest.mark.parametrize("unit", [1, 3])
+def test_gather_of_whole_units_in_more_dims(comm: MPI.Intracomm, unit: int) -> None:
+    length = 5 * unit
+    first, last = (unit * bound for bound in split_range(5, comm.size, comm.rank))
+    random = np.random.default_rng([8, comm.rank])
+    x, y = random.standard_normal((2, 3, last - first)), np.random.default_rng(7).standard_normal((2, 3, length))
+    check_adjoint(comm, GatherFromShards(comm, length, unit), x, y, x_replicated=False, y_replicated=True)
+
+
+@pytest.mark.mpi
+def test_the_moves_of_a_place(comm: MPI.Intracomm) -> None:
+    """A place gives identities where nothing is divided; what all data ranks hold comes in rank order."""
+    shards, data = ProcessGrid(comm, GridShape(1, 1, comm.size)), ProcessGrid(comm, GridShape(comm.size, 1, 1))
     many = comm.size > 1
-    assert type(enter_move(comm, "column")) is (ReplicateToShards if many else Stay)
-    assert type(enter_move(comm, "row")) is Stay
-    assert type(reduce_move(comm, "row")) is (SumOverShards if many else Stay)
-    assert type(reduce_move(comm, "column")) is Stay
-    assert type(leave_move(comm, True, 4)) is (GatherFromShards if many else Stay)
-    assert type(leave_move(comm, False, 4)) is Stay
+    place = place_on(shards, 3, "fp32")
+    assert (place.shards, place.shard, place.is_first_data, place.seed) == (comm.size, comm.rank, True, 3)
+    assert type(place.replicate()) is (ReplicateToShards if many else Stay)
+    assert type(place.sum()) is (SumOverShards if many else Stay)
+    assert type(place.gather(4)) is (GatherFromShards if many else Stay)
+    assert place.gather_over_data(np.array([5.0])).tolist() == [[5.0]]
+    place = place_on(data, 3, "fp32")
+    assert {type(move) for move in (place.replicate(), place.sum(), place.gather(4))} == {Stay}
+    assert place.is_first_data == (comm.rank == 0)
+    rows = place.gather_over_data(np.array([comm.rank, 7.0]))
+    assert rows.tolist() == [[rank, 7.0] for rank in range(comm.size)]
+    shards.free()
+    data.free()

@@ -7,8 +7,18 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from lepton_mpi.models.mlp import mlp
+from lepton_mpi.config.schema import ModelConfig
+from lepton_mpi.models.family import DataShape, ModelSpec
+from lepton_mpi.models.mlp import Mlp
+from lepton_mpi.models.task import TASKS
+from lepton_mpi.nn.chain import Chain
+from lepton_mpi.nn.linear import Linear
 from lepton_mpi.parallel.placement import balance_stages, plan_stage
+
+
+def mlp(in_features: int, hidden_sizes: tuple[int, ...], num_classes: int) -> ModelSpec:
+    config = ModelConfig(hidden_sizes=hidden_sizes)
+    return Mlp().declare(config, TASKS["classification"], DataShape((in_features,), num_classes))
 
 
 def best_by_force(costs: list[int], stages: int) -> int:
@@ -43,12 +53,14 @@ def test_widths_fit_from_stage_to_stage(num_hidden: int, shards: int) -> None:
         for shard in range(shards):
             plans = [plan_stage(model, stages, shards, stage, shard) for stage in range(stages)]
             assert [layer for plan in plans for layer in plan.layers] == list(model.layers)
-            assert (plans[0].in_width, plans[-1].out_width) == (13, 5)
+            assert (plans[0].in_shapes, plans[-1].out_shapes) == (((13,),), ((5,),))
             for before, after in pairwise(plans):
-                assert before.out_width == after.in_width
+                assert before.out_shapes == after.in_shapes
             for plan in plans:
-                assert plan.in_width == plan.blocks[0].shape[1]  # the columns of the first weight
-                assert [block.name for block in plan.blocks] == [s.name for x in plan.layers for s in (x.weight, x.bias)]
+                blocks = plan.layout.blocks
+                assert plan.in_shapes == ((blocks[0].shape[1],),)  # the columns of the first weight
+                assert [block.name for block in blocks] == [s.name for layer in plan.layers for s in layer.parameters]
+                assert plan.layer_starts == plan.layout.offsets[::2]
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
@@ -57,6 +69,36 @@ def test_primary_blocks_of_all_places_make_the_model_once(shards: int) -> None:
     for stages in range(1, 5):
         plans = [plan_stage(model, stages, shards, stage, shard) for stage in range(stages) for shard in range(shards)]
         sizes: dict[str, int] = {}
-        for block in (block for plan in plans for block in plan.blocks if block.is_primary):
+        for block in (block for plan in plans for block in plan.layout.blocks if block.is_primary):
             sizes[block.name] = sizes.get(block.name, 0) + block.size
         assert sizes == {spec.name: int(np.prod(spec.shape)) for spec in model.parameters}
+
+
+def shared_model() -> ModelSpec:
+    """Four layers, the last of which shares the weight of the first."""
+    layers = (
+        Linear("a", 6, 6),
+        Chain("b", (Linear("b.0", 6, 6), Linear("b.1", 6, 6, bias=False))),
+        Linear("c", 6, 6),
+        Linear("d", 6, 6, tied="a.weight"),
+    )
+    return ModelSpec("test", TASKS["regression"], DataShape((6,), 0, (6,)), layers)
+
+
+def test_a_shared_parameter_lies_first_and_is_answered_for_once() -> None:
+    model = shared_model()
+    assert [spec.name for spec in model.parameters].count("a.weight") == 1
+    first, last = (plan_stage(model, 2, 1, stage, 0) for stage in range(2))
+    assert [block.name for block in last.layout.blocks] == ["a.weight", "c.weight", "c.bias", "d.bias"]
+    assert (first.shared, last.shared) == (((0, (0, 1)),), ((0, (0, 1)),))
+    assert [plan.layout.blocks[0].is_primary for plan in (first, last)] == [True, False]
+    # Nothing may be sent off before the sum over the stages: the first layer's start lies behind the shared block.
+    assert first.layer_starts[0] == first.layout.offsets[1]
+    assert last.layer_starts == (last.layout.offsets[1], last.layout.offsets[3])
+
+
+def test_a_parameter_shared_within_a_stage_is_complete_with_its_first_layer() -> None:
+    plan = plan_stage(shared_model(), 1, 1, 0, 0)
+    assert plan.shared == ()
+    offsets = dict(zip([block.name for block in plan.layout.blocks], plan.layout.offsets, strict=True))
+    assert plan.layer_starts == (offsets["a.weight"], offsets["b.0.weight"], offsets["c.weight"], offsets["d.bias"])

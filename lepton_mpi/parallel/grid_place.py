@@ -1,0 +1,65 @@
+"""A place of the grid as layers see it: the shards and the data axis through MPI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+
+from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.grid import ProcessGrid
+from lepton_mpi.comm.waiting import wait
+from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.place import Place
+from lepton_mpi.ops.product import Precision
+from lepton_mpi.parallel.shard_moves import GatherFromShards, ReplicateToShards, SumOverShards
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class GridPlace(Place):
+    """The place of this rank.
+
+    Attributes:
+        grid: the process grid.
+    """
+
+    grid: ProcessGrid
+
+    def replicate(self) -> Move:
+        """Return the move of a replicated array into a divided layer."""
+        return ReplicateToShards(self.grid.shard) if self.shards > 1 else Stay()
+
+    def sum(self) -> Move:
+        """Return the move that makes partial arrays a replicated one."""
+        return SumOverShards(self.grid.shard) if self.shards > 1 else Stay()
+
+    def gather(self, length: int, unit: int = 1) -> Move:
+        """Return the move that makes a whole last dim."""
+        return GatherFromShards(self.grid.shard, length, unit) if self.shards > 1 else Stay()
+
+    @collective("grid.data")
+    def gather_over_data(self, x: Any) -> Any:
+        """Return the 1-D arrays of all ranks of the data axis, in rank order.
+
+        Collective over grid.data.
+        """
+        comm = self.grid.data
+        if comm.Get_size() == 1:
+            return x[None]
+        rows = np.empty((comm.Get_size(), x.size), x.dtype)
+        wait(comm.Iallgather(np.ascontiguousarray(x), rows), "the batch statistics")
+        return rows
+
+
+def place_on(grid: ProcessGrid, seed: int, precision: Precision) -> GridPlace:
+    """Return the place of this rank on a grid. Local."""
+    return GridPlace(
+        shards=grid.shape.shards,
+        shard=grid.shard_index,
+        is_first_data=grid.data_index == 0,
+        seed=seed,
+        precision=precision,
+        grid=grid,
+    )
