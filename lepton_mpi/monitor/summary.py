@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, final
 
 import lepton_mpi
-from lepton_mpi.monitor.classification import ClassificationMetrics
 from lepton_mpi.monitor.json_text import format_json
+from lepton_mpi.monitor.metrics import Evaluation
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 
@@ -46,7 +46,9 @@ class Summary:
     step: int
     epoch: float
     train_loss: float
-    eval: ClassificationMetrics | None  # None: not evaluated yet
+    eval: Evaluation | None  # None: not evaluated yet
+    stopped_early: bool  # since evaluations were no longer better
+    best: float  # best value of the metric that is watched; nan before the first evaluation
     weights_sha256: str
     grid: GridSizes
     samples_per_second: float
@@ -55,7 +57,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as nested dicts, lists and numbers. Local."""
-        return asdict(self)
+        return asdict(self) | {"eval": self.eval.to_dict() if self.eval else None}
 
     def to_json(self) -> str:
         """Return the summary as indented JSON with a final newline; NaN and infinity become null. Local."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from lepton_mpi.errors import LeptonError
+from lepton_mpi.runtime.allocator import keep_freed_memory
 from lepton_mpi.runtime.failure import FailureReport, end_with_error
 from lepton_mpi.runtime.mpi import MPI, launched_rank, start_mpi
 
@@ -30,6 +31,7 @@ def run_command(command: Command) -> int:
         if launched_rank() == 0:
             sys.stderr.write(f"lepton_mpi: {error}\n")
         return error.exit_code
+    keep_freed_memory()
     comm = world.Dup()
     report = FailureReport(comm.Get_rank(), comm.Get_size())
     try:

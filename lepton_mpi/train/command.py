@@ -30,7 +30,10 @@ from lepton_mpi.runtime.failure import FailureReport, PeerWatch, failure_path
 from lepton_mpi.runtime.logs import start_logging
 from lepton_mpi.runtime.mpi import MPI, mpi_library
 from lepton_mpi.runtime.stop_signals import StopSignals
+from lepton_mpi.train.averaging import start_average
+from lepton_mpi.train.initial_weights import load_weights
 from lepton_mpi.train.loop import EpochMetrics, Outcome, Watcher, train
+from lepton_mpi.train.objective import data_needs
 from lepton_mpi.train.resume import load
 from lepton_mpi.train.run import Run, build_run
 from lepton_mpi.train.state import TrainState
@@ -56,7 +59,7 @@ def run_training(comm: MPI.Intracomm, config: Config, num_threads: int, report: 
     """
     begin = time.monotonic()
     with StopSignals() as stop:
-        splits = open_datasets(config.data, comm)
+        splits = open_datasets(config.data, comm, data_needs(config.model))
         run = build_run(comm, config, splits)
         path = _open_folder(comm, config)
         report.set_folder(path)
@@ -95,18 +98,22 @@ def _train(
     newest = find_resumable(comm, checkpoints, _log)
     if newest is not None:
         state, _ = load(run.network, newest)
+    elif run.config.model.init:
+        load_weights(run.network, run.config.model)
+        start_average(run.network)
     num_hosts = len(set(comm.allgather(socket.gethostname())))
     driver = choose_driver(comm, run.config.checkpoint.driver)
     if folder is not None:
         folder.truncate_metrics(state.step)
         folder.write_config(format_toml(_resolved(run)))
         if not folder.is_finished(run.training.num_steps):
-            begun = Outcome(state, False, math.nan, None, 0.0, 0.0)
+            begun = Outcome(state, False, False, math.nan, None, 0.0, 0.0)
             folder.write_summary(_summary(run, begun, "running", "", 0.0))  # what a killed job leaves
         view.begin(_banner(run, path, num_threads, num_hosts, driver), state, run.training.num_steps, newest)
     ready_s = time.monotonic() - begin
     _log.info("starting at step %d of %d, ready after %.2f s", state.step, run.training.num_steps, ready_s)
-    outcome = train(run, state, checkpoints, lambda: bool(stop.requested), view)
+    best = path / "best" if run.config.checkpoint.keep_best else None
+    outcome = train(run, state, checkpoints, lambda: bool(stop.requested), view, best)
     digest = run.network.weights.sha256()
     if folder is not None:
         status: Status = "interrupted" if outcome.stopped else "finished"
@@ -165,8 +172,8 @@ class _View(Watcher):
         if self._folder is None:
             return
         if metrics.test is not None:
-            record = {"step": state.step, "epoch": state.epoch, "test_accuracy": metrics.test.accuracy, "test_f1": metrics.test.f1}
-            self._folder.append_metrics(record)
+            found = {f"test_{name}": value for name, value in metrics.test.values.items()}
+            self._folder.append_metrics({"step": state.step, "epoch": state.epoch, **found})
         self._progress.note(metrics.describe())
 
     def checkpoint_done(self, path: Path) -> None:
@@ -178,7 +185,10 @@ class _View(Watcher):
         what = "finished"
         if summary.status == "interrupted":
             what = f"stopped on request ({signal or 'to another rank'}) at step {summary.step}"
-        result = f"test accuracy {summary.eval.accuracy:.4f}, " if summary.eval is not None else ""
+        result = ""
+        if summary.eval is not None:
+            name, value = summary.eval.main
+            result = f"test {name} {value:.4f}, "
         trained = ""
         if math.isfinite(summary.train_loss):  # it did a step
             trained = (
@@ -194,7 +204,7 @@ class _View(Watcher):
         """
         if self._folder is None or not self._begun:
             return
-        outcome = Outcome(self._state, False, self._loss, None, 0.0, wall_s)
+        outcome = Outcome(self._state, False, False, self._loss, None, 0.0, wall_s)
         try:
             self._folder.write_summary(_summary(run, outcome, "failed", "", wall_s))
         except Exception:
@@ -252,7 +262,6 @@ def _resolved(run: Run) -> Config:
 
 def _banner(run: Run, path: Path, num_threads: int, num_hosts: int, driver: str) -> str:
     shape, model, config = run.network.grid.shape, run.network.model, run.config
-    sizes = "-".join(str(size) for size in (model.in_features, *config.model.hidden_sizes, model.num_classes))
     how = "parallel HDF5 (mpio)" if driver == "mpio" else "one HDF5 file, all ranks write at its offsets (direct)"
     facts = BannerFacts(
         version=lepton_mpi.__version__,
@@ -262,7 +271,7 @@ def _banner(run: Run, path: Path, num_threads: int, num_hosts: int, driver: str)
         device=describe_device(run.network.xp),
         mpi=mpi_library(),
         num_threads=num_threads,
-        model=f"{model.family} {sizes}",
+        model=model.summary or model.family,
         num_parameters=model.num_parameters,
         data=f"{config.data.path or config.data.format}, {run.num_train_samples} training samples",
         checkpoint_driver=how,
@@ -279,6 +288,8 @@ def _summary(run: Run, outcome: Outcome, status: Status, digest: str, wall_s: fl
         epoch=outcome.state.epoch,
         train_loss=outcome.train_loss,
         eval=outcome.test,
+        stopped_early=outcome.early,
+        best=outcome.state.best,
         weights_sha256=digest,
         grid=GridSizes(shape.data, shape.stages, shape.shards),
         samples_per_second=outcome.samples_per_second,

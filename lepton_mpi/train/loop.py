@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
-from lepton_mpi.monitor.classification import ClassificationMetrics
+from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.monitor.throughput import Throughput
 from lepton_mpi.train.inference import evaluate
+from lepton_mpi.train.model_folder import complete_model_folder
+from lepton_mpi.train.objective import make_metrics
 from lepton_mpi.train.resume import save
 from lepton_mpi.train.run import Run
 from lepton_mpi.train.state import TrainState
@@ -27,16 +31,18 @@ class Outcome:
     Attributes:
         state: where it got to.
         stopped: whether it was asked to stop before its last step.
+        early: whether it ended early, since its evaluations were no longer better.
         train_loss: mean loss over the samples of the last (maybe partial) epoch; nan if no step was done.
-        test: how well it classifies the test set, or None without one.
+        test: evaluation on the test set, or None without one.
         samples_per_second: over all steps, evaluation and checkpoints left out.
         wall_s: seconds from the first step to the last.
     """
 
     state: TrainState
     stopped: bool
+    early: bool
     train_loss: float
-    test: ClassificationMetrics | None
+    test: Evaluation | None
     samples_per_second: float
     wall_s: float
 
@@ -47,7 +53,7 @@ class EpochMetrics:
 
     Attributes:
         epoch: its number, from 1.
-        loss, accuracy: means over its samples, before each update.
+        loss, accuracy: means over its samples, before each update; accuracy is nan where it has no meaning.
         test: evaluation at its end, if there was one.
         samples_per_second: speed at its end.
     """
@@ -55,14 +61,18 @@ class EpochMetrics:
     epoch: int
     loss: float
     accuracy: float
-    test: ClassificationMetrics | None
+    test: Evaluation | None
     samples_per_second: float
 
     def describe(self) -> str:
         """Return one line for people to read. Local."""
-        tested = f", test accuracy {self.test.accuracy:.4f}" if self.test is not None else ""
-        speed = f"{self.samples_per_second:.0f} samples/s"
-        return f"epoch {self.epoch}: loss {self.loss:.4f}, train accuracy {self.accuracy:.4f}{tested}, {speed}"
+        parts = [f"loss {self.loss:.4f}"]
+        if math.isfinite(self.accuracy):
+            parts.append(f"train accuracy {self.accuracy:.4f}")
+        if self.test is not None:
+            name, value = self.test.main
+            parts.append(f"test {name} {value:.4f}")
+        return f"epoch {self.epoch}: {', '.join(parts)}, {self.samples_per_second:.0f} samples/s"
 
 
 class Watcher:
@@ -102,7 +112,14 @@ class _Means:
 
 
 @collective("grid.world")
-def train(run: Run, state: TrainState, checkpoints: Path | None, stop_requested: Callable[[], bool], watcher: Watcher) -> Outcome:
+def train(
+    run: Run,
+    state: TrainState,
+    checkpoints: Path | None,
+    stop_requested: Callable[[], bool],
+    watcher: Watcher,
+    best: Path | None = None,
+) -> Outcome:
     """Train from a state to the last step of a run.
 
     Collective over grid.world.
@@ -113,17 +130,19 @@ def train(run: Run, state: TrainState, checkpoints: Path | None, stop_requested:
         checkpoints: folder for checkpoints; None: none are written.
         stop_requested: asked before each step whether this rank was told to stop.
         watcher: told of steps, epochs and checkpoints.
+        best: folder for the checkpoint of the best evaluation; None: it is not kept.
 
     Raises:
         NonFiniteError: loss or gradient became NaN or infinite, on all ranks alike.
         CheckpointError: a checkpoint could not be written, on all ranks alike.
     """
     every_steps, every_epochs = run.config.checkpoint.every_steps, run.config.train.evaluate_every_epochs
+    judge = _Judge(run)
     throughput, means, test = Throughput(), _Means(), None
     begin, stopped = time.monotonic(), False
     saved_step = state.step if state.step else -1  # where the run begins there is nothing saved yet
-    train_loss = float("nan")
-    while state.step < run.training.num_steps and not stopped:
+    train_loss = math.nan
+    while state.step < run.training.num_steps and not stopped and not judge.has_lost_patience(state):
         epoch = state.epoch
         state, metrics = train_step(run.training, state, stop_requested())
         throughput.add(metrics.num_samples)
@@ -135,23 +154,61 @@ def train(run: Run, state: TrainState, checkpoints: Path | None, stop_requested:
             if state.epoch != epoch:
                 if every_epochs and run.test_loader and state.epoch % every_epochs == 0 and not stopped:
                     test = evaluate(run.network, run.test_loader)
+                    state = judge.judge(state, test)
                 watcher.epoch_done(EpochMetrics(state.epoch, means.loss, means.accuracy, test, throughput.rate()), state)
                 means.clear()
+                if best and test is not None and state.stale == 0:
+                    _keep_best(run, state, best)
             if checkpoints and every_steps and state.step % every_steps == 0:
                 watcher.checkpoint_done(_save(run, state, checkpoints))
                 saved_step = state.step
     wall_s = time.monotonic() - begin
     if checkpoints and saved_step != state.step:
         watcher.checkpoint_done(_save(run, state, checkpoints))
-    interrupted = stopped and state.step < run.training.num_steps
+    early = judge.has_lost_patience(state)
+    interrupted = stopped and state.step < run.training.num_steps and not early
     if test is None and run.test_loader and not interrupted:
         test = evaluate(run.network, run.test_loader)
-    return Outcome(state, interrupted, train_loss, test, throughput.average(), wall_s)
+    return Outcome(state, interrupted, early, train_loss, test, throughput.average(), wall_s)
+
+
+class _Judge:
+    """Watches the metric that early stopping and the best checkpoint go by. The same on all ranks."""
+
+    def __init__(self, run: Run) -> None:
+        self._metric, self._higher = watched_metric(run)
+        self._patience = run.config.train.patience
+
+    def judge(self, state: TrainState, test: Evaluation) -> TrainState:
+        """Return the state with an evaluation taken note of. Local."""
+        return state.judge(test.values[self._metric], self._higher)
+
+    def has_lost_patience(self, state: TrainState) -> bool:
+        """Return whether too many evaluations in a row were no better. Local."""
+        return 0 < self._patience <= state.stale
+
+
+def watched_metric(run: Run) -> tuple[str, bool]:
+    """Return the name of the metric that `train.metric` names, and whether higher is better. Local.
+
+    Raises:
+        ConfigError: the task has no such metric.
+    """
+    metrics = make_metrics(run.network.model)
+    name = run.config.train.metric or metrics.names[0]
+    return name, metrics.higher_is_better(name)
+
+
+@collective("grid.world")
+def _keep_best(run: Run, state: TrainState, folder: Path) -> None:
+    """Replace the checkpoint of the best evaluation. Collective over grid.world."""
+    path = _save(run, state, folder / "checkpoints")
+    do_on_root(run.network.grid.world, lambda: complete_model_folder(folder, path, run.config))
 
 
 @collective("grid.world")
 def _save(run: Run, state: TrainState, checkpoints: Path) -> Path:
     """Write a checkpoint. Collective over grid.world."""
-    path = save(run.network, run.normalisation, state, checkpoints, run.config.checkpoint.driver, run.input_shape)
+    path = save(run.network, run.normalisation, state, checkpoints, run.config.checkpoint.driver)
     _log.info("checkpoint %s", path)
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,16 +17,13 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lepton_mpi.checkpoint.commit import list_checkpoints
-from lepton_mpi.checkpoint.layout import MANIFEST_FILE
 from lepton_mpi.checkpoint.resume import find_resumable
-from lepton_mpi.comm.agreement import raise_together
+from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.waiting import wait
-from lepton_mpi.config.schema import Config
-from lepton_mpi.config.toml_file import format_toml
 from lepton_mpi.data.normalisation import Normalisation, measure_normalisation
 from lepton_mpi.errors import CheckpointError, LeptonError
+from lepton_mpi.models.family import DataShape
 from lepton_mpi.monitor.classification import ClassificationMetrics
 from lepton_mpi.monitor.run_folder import is_run_folder
 from lepton_mpi.runtime.mpi import MPI, start_mpi
@@ -36,7 +32,8 @@ from lepton_mpi.runtime.uncaught import end_job_on_uncaught_errors
 from lepton_mpi.train.arguments import ArrayReader, agree_on_call, read_settings
 from lepton_mpi.train.inference import evaluate, inference_loader, predict
 from lepton_mpi.train.loop import EpochMetrics, Watcher, train
-from lepton_mpi.train.resume import load, read_model_shape, save
+from lepton_mpi.train.model_folder import complete_model_folder
+from lepton_mpi.train.resume import load, read_data_shape, save
 from lepton_mpi.train.run import Engine, attach_data, build_engine
 from lepton_mpi.train.state import TrainState
 from lepton_mpi.train.step import StepMetrics
@@ -142,7 +139,8 @@ class LeptonModel:
         self._config, self._input_shape = agree_on_call(self._comm, "LeptonModel", lambda: read_settings(settings))
         self._num_classes = self._config.data.num_classes
         self._reader = ArrayReader(self._input_shape, self._num_classes, want_digests=self.num_ranks > 1)
-        self._engine: Engine | None = build_engine(self._comm, self._config, self._input_shape, self._num_classes)
+        self._data_shape = DataShape(self._input_shape, self._num_classes)
+        self._engine: Engine | None = build_engine(self._comm, self._config, self._data_shape)
         self._normalisation: Normalisation | None = None
         self._state = TrainState()
         self._broken = False
@@ -222,7 +220,9 @@ class LeptonModel:
         """
         network, normalisation = self._opened.network, self._learnt
         samples = agree_on_call(self._comm, "evaluate", lambda: self._reader.read_samples(x, y))
-        return evaluate(network, inference_loader(network, samples, normalisation))
+        found = evaluate(network, inference_loader(network, samples, normalisation)).classification
+        assert found is not None  # its task is classification
+        return found
 
     @collective("the world")
     def predict_proba(self, x: ArrayLike) -> NDArray[np.float32]:
@@ -274,14 +274,8 @@ class LeptonModel:
         folder = Path(path)
         agree_on_call(self._comm, "save", lambda: _check_folder(folder, self.rank))
         driver = self._config.checkpoint.driver
-        written = save(network, normalisation, self._state, folder / "checkpoints", driver, self._input_shape)
-        error = None
-        if self.rank == 0:
-            try:
-                _complete_folder(folder, written, self._config)
-            except OSError as found:
-                error = CheckpointError(f"cannot complete {folder}: {found}; check free space, quota and permissions there")
-        raise_together(self._comm, error)
+        written = save(network, normalisation, self._state, folder / "checkpoints", driver)
+        do_on_root(self._comm, lambda: complete_model_folder(folder, written, self._config))
 
     @collective("the world")
     def load(self, path: str | os.PathLike[str]) -> None:
@@ -300,11 +294,11 @@ class LeptonModel:
         checkpoint = find_resumable(self._comm, checkpoints, _log)
         if checkpoint is None:
             raise CheckpointError(f"no checkpoint found in {checkpoints}: give a folder that save or training wrote")
-        expected, found = (self._input_shape, self._num_classes), read_model_shape(self._comm, checkpoint)
+        expected, (found, _) = self._data_shape, read_data_shape(self._comm, checkpoint)
         if found != expected:
             raise CheckpointError(
-                f"{checkpoint}: this model has input shape {expected[0]} and {expected[1]} classes, the checkpoint {found[0]} and "
-                f"{found[1]}: make a LeptonModel of that shape, or give another folder"
+                f"{checkpoint}: this model has input shape {expected.input_shape} and {expected.num_classes} classes, the "
+                f"checkpoint {found.input_shape} and {found.num_classes}: make a LeptonModel of that shape, or give another folder"
             )
         state, self._normalisation = load(network, checkpoint)
         # A run may have been stopped within an epoch, of a data set that need not be the next fit's.
@@ -373,14 +367,3 @@ def _check_folder(folder: Path, rank: int) -> tuple[None, str]:
     if rank == 0 and is_run_folder(folder):
         raise CheckpointError(f"{folder} is the folder of a training run, whose checkpoints must stay: give another one")
     return None, ""
-
-
-def _complete_folder(folder: Path, written: Path, config: Config) -> None:
-    """Put the configuration beside a new checkpoint and remove older ones, which could pass for newer. Local, on rank 0."""
-    draft = folder / ".config.toml.tmp"
-    draft.write_text(format_toml(config), encoding="utf-8")
-    draft.replace(folder / "config.toml")
-    for path in list_checkpoints(folder / "checkpoints"):
-        if path.name != written.name:
-            (path / MANIFEST_FILE).unlink()  # from here on nobody takes it for whole
-            shutil.rmtree(path)

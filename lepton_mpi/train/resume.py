@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,19 +19,22 @@ from lepton_mpi.comm.agreement import do_on_all, do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.errors import CheckpointError
+from lepton_mpi.models.family import DataShape
 from lepton_mpi.nn.parameter import ParameterBlock
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.ranges import split_range
+from lepton_mpi.train.averaging import EMA_SLOT
 from lepton_mpi.train.network import Network
 from lepton_mpi.train.state import TrainState
 
+# Where a checkpoint has the weights, and where their moving average.
+PARAM = "/param"
+AVERAGE = f"/opt/{EMA_SLOT}"
 _NORMALISATION = "/normalisation"
 
 
 @collective("grid.world")
-def save(
-    network: Network, normalisation: Normalisation, state: TrainState, root: Path, driver: str, input_shape: tuple[int, ...]
-) -> Path:
+def save(network: Network, normalisation: Normalisation, state: TrainState, root: Path, driver: str) -> Path:
     """Write a checkpoint of parameters, optimizer state, and where the run is.
 
     Collective over grid.world. Every block is written by the ranks that share it on one node, some rows each.
@@ -41,7 +45,6 @@ def save(
         state: where the run is.
         root: folder of the run's checkpoints.
         driver: see `CheckpointConfig.driver`.
-        input_shape: shape of a sample, for later predictions.
 
     Returns:
         Folder of the checkpoint.
@@ -61,16 +64,18 @@ def save(
     attributes: dict[str, str | int | float] = {
         "epoch": state.epoch,
         "position": state.position,
+        "best": state.best,
+        "stale": state.stale,
         "grid": json.dumps(asdict(grid.shape)),
         "family": model.family,
-        "num_classes": model.num_classes,
-        "input_shape": json.dumps(input_shape),
+        "task": model.task.name,
+        "data_shape": json.dumps(asdict(model.data)),
     }
     return write_checkpoint(grid.world, root, state.step, slices, attributes, driver)
 
 
 @collective("grid.world")
-def load(network: Network, path: Path) -> tuple[TrainState, Normalisation]:
+def load(network: Network, path: Path, kind: str = PARAM) -> tuple[TrainState, Normalisation]:
     """Read a checkpoint into the network, whatever grid wrote it.
 
     Collective over grid.world. Each rank reads only the rows it is to fill.
@@ -78,6 +83,7 @@ def load(network: Network, path: Path) -> tuple[TrainState, Normalisation]:
     Args:
         network: the network; its optimizer slots are read too, if it has any.
         path: folder of a checkpoint.
+        kind: what of it becomes the values, `PARAM` or `AVERAGE`.
 
     Returns:
         Where the run was, and how inputs were normalised.
@@ -85,26 +91,31 @@ def load(network: Network, path: Path) -> tuple[TrainState, Normalisation]:
     Raises:
         CheckpointError: it belongs to another model or optimizer, or cannot be read; on all ranks alike.
     """
-    result = do_on_all(network.grid.world, lambda: _read_own_rows(network, path))  # also: all rows of this node are in place
+    result = do_on_all(network.grid.world, lambda: _read_own_rows(network, path, kind))  # also: all rows of this node are in place
     network.memory.upload()
     return result
 
 
-def _read_own_rows(network: Network, path: Path) -> tuple[TrainState, Normalisation]:
+def _read_own_rows(network: Network, path: Path, values_kind: str) -> tuple[TrainState, Normalisation]:
     with CheckpointReader(path) as reader:
-        _require_fit(network, reader)
+        _require_fit(network, reader, values_kind)
         for block, kind, array, (first, last) in _owned_rows(network):
             starts = (block.starts[0] + first, *block.starts[1:])
             rows = array[first:last]
-            rows[...] = reader.read(f"{kind}/{block.name}", starts, rows.shape)
-        attributes = reader.attributes
-        state = TrainState(reader.step, int(attributes["epoch"]), int(attributes["position"]))
-        return state, read_normalisation(reader)
+            rows[...] = reader.read(f"{values_kind if kind == PARAM else kind}/{block.name}", starts, rows.shape)
+        return read_state(reader), read_normalisation(reader)
+
+
+def read_state(reader: CheckpointReader) -> TrainState:
+    """Return where a run was. Local."""
+    found = reader.attributes
+    best, stale = float(found.get("best", math.nan)), int(found.get("stale", 0))
+    return TrainState(reader.step, int(found["epoch"]), int(found["position"]), best, stale)
 
 
 @collective("comm")
-def read_model_shape(comm: MPI.Intracomm, path: Path) -> tuple[tuple[int, ...], int]:
-    """Return the shape of a sample and the number of classes of a checkpoint's model.
+def read_data_shape(comm: MPI.Intracomm, path: Path) -> tuple[DataShape, bool]:
+    """Return what the data of a checkpoint's model look like, and whether it holds averaged weights.
 
     Collective over comm.
 
@@ -116,22 +127,27 @@ def read_model_shape(comm: MPI.Intracomm, path: Path) -> tuple[tuple[int, ...], 
         CheckpointError: the checkpoint cannot be read, or does not say; on all ranks alike.
     """
 
-    def read() -> tuple[tuple[int, ...], int]:
+    def read() -> tuple[DataShape, bool]:
         with CheckpointReader(path) as reader:
-            return _model_shape(reader)
+            return data_shape_of(reader), any(name.startswith(AVERAGE + "/") for name in reader.tensors)
 
     return do_on_root(comm, read)
 
 
-def _model_shape(reader: CheckpointReader) -> tuple[tuple[int, ...], int]:
-    attributes = reader.attributes
+def data_shape_of(reader: CheckpointReader) -> DataShape:
+    """Return what the data of a checkpoint's model look like. Local.
+
+    Raises:
+        CheckpointError: the checkpoint does not say.
+    """
     try:
-        input_shape = tuple(int(size) for size in json.loads(str(attributes["input_shape"])))
-        return input_shape, int(attributes["num_classes"])
+        found = json.loads(str(reader.attributes["data_shape"]))
+        input_shape, label_shape, id_counts = (tuple(map(int, found[name])) for name in ("input_shape", "label_shape", "id_counts"))
+        return DataShape(input_shape, int(found["num_classes"]), label_shape, id_counts)
     except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"the checkpoint of step {reader.step} does not say the input_shape and num_classes of its model ({error!r}); "
-            "take one that training wrote"
+            f"the checkpoint of step {reader.step} does not say the data_shape of its model ({error!r}); take one that "
+            "training wrote"
         ) from error
 
 
@@ -150,16 +166,23 @@ def read_normalisation(reader: CheckpointReader) -> Normalisation:
 def _owned_rows(network: Network) -> Iterator[tuple[ParameterBlock, str, NDArray[np.float32], tuple[int, int]]]:
     """Yield every array of this rank's model part, and which of its rows this rank reads or writes."""
     memory, ranks = network.memory, network.grid.data_in_node
-    buffers = {"/param": memory.values} | {f"/opt/{name}": slot for name, slot in memory.slots.items()}
+    buffers = {PARAM: memory.values} | {f"/opt/{name}": slot for name, slot in memory.slots.items()}
     for index, block in enumerate(memory.layout.blocks):
         rows = split_range(block.shape[0], ranks.Get_size(), ranks.Get_rank())
         for kind, buffer in buffers.items():
             yield block, kind, memory.layout.view(index, buffer), rows
 
 
-def _require_fit(network: Network, reader: CheckpointReader) -> None:
+def own_rows(network: Network) -> Iterator[NDArray[np.float32]]:
+    """Yield the rows of each of this rank's blocks of weights that it reads from checkpoints, to look at or to change. Local."""
+    for _, kind, array, (first, last) in _owned_rows(network):
+        if kind == PARAM:
+            yield array[first:last]
+
+
+def _require_fit(network: Network, reader: CheckpointReader, values_kind: str) -> None:
     """Refuse a checkpoint of another model, naming the first tensor that differs."""
-    kinds = ["/param", *(f"/opt/{name}" for name in network.memory.slots)]
+    kinds = [PARAM, values_kind, *(f"/opt/{name}" for name in network.memory.slots)]
     float32 = np.dtype(np.float32)
     expected: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         f"{kind}/{spec.name}": (spec.shape, float32) for kind in kinds for spec in network.model.parameters

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from lepton_mpi.comm.agreement import do_on_all
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import GridShape
-from lepton_mpi.config.schema import Config, TrainConfig
+from lepton_mpi.config.schema import Config, ModelConfig, TrainConfig
 from lepton_mpi.data.augmentation import choose_max_shift
+from lepton_mpi.data.dataset import Dataset, id_counts
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.normalisation import Normalisation, measure_normalisation
 from lepton_mpi.data.sampler import Sampler
 from lepton_mpi.data.splits import DataSplits
+from lepton_mpi.data.tokens import TokenWindows
 from lepton_mpi.errors import DataError
+from lepton_mpi.models.family import DataShape
+from lepton_mpi.models.registry import choose_family_task
+from lepton_mpi.ops.product import Precision
+from lepton_mpi.optim.groups import ParameterGroup, assign_groups
 from lepton_mpi.optim.optimizer import Optimizer
 from lepton_mpi.optim.registry import make_optimizer
 from lepton_mpi.optim.schedule import decay_end
@@ -22,8 +27,10 @@ from lepton_mpi.parallel.gradient_exchange import GradientExchange
 from lepton_mpi.runtime.device import select_device
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.threads import is_oversubscribed, ranks_on_node
-from lepton_mpi.train.inference import inference_loader
+from lepton_mpi.train.averaging import EMA_SLOT, start_average
+from lepton_mpi.train.inference import inference_loader, wants_inputs
 from lepton_mpi.train.network import Network, build_network, choose_shape, declare_model
+from lepton_mpi.train.objective import make_loss, make_preparation
 from lepton_mpi.train.step import Training
 
 
@@ -35,11 +42,13 @@ class Engine:
         network: the model on its grid.
         exchange: sums gradients over the data axis.
         optimizer: updates slices.
+        groups: how each parameter is updated, by name.
     """
 
     network: Network
     exchange: GradientExchange
     optimizer: Optimizer
+    groups: dict[str, ParameterGroup]
 
     @collective("grid.world")
     def free(self) -> None:
@@ -60,7 +69,6 @@ class Run:
         training: what a step works with.
         normalisation: how inputs are normalised.
         test_loader: batches of the test set, or None where there is none.
-        input_shape: shape of a sample.
         num_train_samples: samples of the training set.
     """
 
@@ -68,7 +76,6 @@ class Run:
     training: Training
     normalisation: Normalisation
     test_loader: Loader | None
-    input_shape: tuple[int, ...]
     num_train_samples: int
 
     @property
@@ -101,19 +108,48 @@ def build_run(world: MPI.Intracomm, config: Config, splits: DataSplits) -> Run:
         LeptonError: the configuration fits neither data nor ranks nor machine; on all ranks alike.
     """
     train_set, test_set = splits.train, splits.test
-    if train_set.num_samples == 0 or train_set.num_classes < 2:
+    if train_set.num_samples == 0 or (train_set.label_kind == "class" and train_set.num_classes < 2):
         raise DataError(
             f"{train_set.name}: expected samples of at least 2 classes to train on, found {train_set.num_samples} "
             f"sample(s) of {train_set.num_classes} class(es): check the labels, or set data.num_classes"
         )
-    num_classes = max(train_set.num_classes, test_set.num_classes)
-    engine = build_engine(world, config, train_set.input_shape, num_classes)
-    normalisation = measure_normalisation(train_set, config.data.normalise, engine.network.grid.world)
-    return attach_data(engine, config, splits, normalisation)
+    engine = build_engine(world, config, describe_data(world, config.model, train_set, test_set))
+    return attach_data(engine, config, splits, measure_inputs(engine.network, config.data.normalise, train_set))
 
 
 @collective("world")
-def build_engine(world: MPI.Intracomm, config: Config, input_shape: tuple[int, ...], num_classes: int) -> Engine:
+def describe_data(world: MPI.Intracomm, config: ModelConfig, train_set: Dataset, test_set: Dataset) -> DataShape:
+    """Return what a model must know of the data.
+
+    Collective over world.
+    """
+    counts: tuple[int, ...] = ()
+    family, task = choose_family_task(config)
+    if family.input_kind == "ids" and not isinstance(train_set, TokenWindows):
+        pairs = [id_counts(dataset, world) for dataset in (train_set, test_set) if dataset.num_samples]
+        counts = tuple(max(columns) for columns in zip(*pairs, strict=True))
+    num_classes = max(train_set.num_classes, test_set.num_classes)
+    if task.name == "classification" and train_set.label_shape:
+        raise DataError(
+            f"{train_set.name}: expected one class a sample, found labels of shape {train_set.label_shape} each: give class "
+            "numbers, or set model.task (segmentation, regression, binary)"
+        )
+    return DataShape(train_set.input_shape, num_classes, train_set.label_shape, counts)
+
+
+@collective("grid.world")
+def measure_inputs(network: Network, how: str, train_set: Dataset) -> Normalisation:
+    """Return how the inputs of a model are normalised; ids are left as they are.
+
+    Collective over grid.world.
+    """
+    if network.model.input_kind == "ids":
+        return Normalisation.identity(train_set.input_shape)
+    return measure_normalisation(train_set, how, network.grid.world)
+
+
+@collective("world")
+def build_engine(world: MPI.Intracomm, config: Config, data: DataShape) -> Engine:
     """Put the model and the optimizer of a configuration on the grid, with fresh weights.
 
     Collective over world.
@@ -121,21 +157,33 @@ def build_engine(world: MPI.Intracomm, config: Config, input_shape: tuple[int, .
     Args:
         world: all ranks.
         config: the checked configuration.
-        input_shape: shape of a sample.
-        num_classes: number of classes.
+        data: what the data look like.
 
     Raises:
         LeptonError: the configuration does not fit ranks or machine; on all ranks alike.
     """
-    model = declare_model(config.model, math.prod(input_shape), num_classes)
+    model = declare_model(config.model, data)
+    groups = assign_groups(config.optimizer, model.parameters)
     shape = choose_shape(config.grid, model, world.Get_size())
     xp = choose_device(world, config.run.device)
     optimizer = make_optimizer(config.optimizer)
-    network = build_network(world, shape, config.grid.ranks_per_node, model, optimizer.slot_names, config.reduce.bucket_mib, xp)
+    slots = (*optimizer.slot_names, EMA_SLOT) if config.train.ema_decay else optimizer.slot_names
+    network = build_network(
+        world,
+        shape,
+        config.grid.ranks_per_node,
+        model,
+        slots,
+        config.reduce.bucket_mib,
+        xp,
+        seed=config.train.seed,
+        precision=read_precision(config.train.precision),
+    )
     network.memory.initialise(network.grid, config.train.seed)
+    start_average(network)
     spin = not is_oversubscribed()
     exchange = GradientExchange(network.grid, network.memory, config.reduce.mode, network.bounds, config.reduce.timeout_s, spin)
-    return Engine(network, exchange, optimizer)
+    return Engine(network, exchange, optimizer, groups)
 
 
 def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisation: Normalisation) -> Run:
@@ -148,9 +196,13 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
         config: its configuration; the sections `data` and `train` may differ from run to run.
         splits: training and test set.
         normalisation: what is done to their inputs.
+
+    Raises:
+        ConfigError: the configuration does not fit the task.
     """
     network, train_set, test_set = engine.network, splits.train, splits.test
-    grid = network.grid
+    grid, model = network.grid, network.model
+    preparation = make_preparation(model, config.data)
     loader = Loader(
         train_set,
         Sampler(train_set.num_samples, config.train.seed),
@@ -158,32 +210,50 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
         global_batch=config.train.global_batch,
         data_index=grid.data_index,
         data_size=grid.shape.data,
-        micro_batches=choose_micro_batches(config.train, grid.shape),
+        micro_batches=choose_micro_batches(config.train, grid.shape, model.batch_statistics),
         max_shift=choose_max_shift(config.data, train_set.input_shape),
         seed=config.train.seed,
-        want_inputs=grid.is_first_stage,
+        input_kind=model.input_kind,
+        preparation=preparation,
+        want_inputs=wants_inputs(network),
         want_labels=grid.is_last_stage,
     )
     epoch_steps = config.train.epochs * loader.steps_per_epoch
     num_steps = config.train.steps or epoch_steps
-    decay_step = decay_end(config.optimizer, epoch_steps, num_steps)
-    training = Training(network, engine.exchange, engine.optimizer, config.optimizer, loader, num_steps, decay_step)
-    tested = test_set.num_samples > 0 and test_set.num_classes > 0
-    test_loader = inference_loader(network, test_set, normalisation) if tested else None
-    return Run(config, training, normalisation, test_loader, train_set.input_shape, train_set.num_samples)
+    training = Training(
+        network=network,
+        exchange=engine.exchange,
+        optimizer=engine.optimizer,
+        optimizer_config=config.optimizer,
+        groups=engine.groups,
+        loss=make_loss(model, config.train),
+        ema_decay=config.train.ema_decay,
+        loader=loader,
+        num_steps=num_steps,
+        decay_step=decay_end(config.optimizer, epoch_steps, num_steps),
+    )
+    tested = test_set.num_samples > 0 and (test_set.label_kind != "none" or model.task.labels == "none")
+    test_loader = inference_loader(network, test_set, normalisation, preparation) if tested else None
+    return Run(config, training, normalisation, test_loader, train_set.num_samples)
 
 
-def choose_micro_batches(config: TrainConfig, shape: GridShape) -> int:
-    """Return into how many micro-batches each data rank cuts its part of a batch. Local, pure.
+def read_precision(name: str) -> Precision:
+    """Return the precision of a configuration, whose name was checked when it was read. Local."""
+    return "bf16" if name == "bf16" else "fp32"
+
+
+def choose_micro_batches(config: TrainConfig, shape: GridShape, batch_statistics: bool) -> int:
+    """Return into how many micro-batches a batch is cut. Local, pure.
 
     Unless configured, twice as many as there are stages: the pipeline then idles for at most a third of
     a step (its bubble is (stages - 1) / (micro_batches + stages - 1), Narayanan et al. 2021), while
-    the pieces stay large. A part with fewer samples is cut into single ones.
+    the pieces stay large. A part with fewer samples is cut into single ones. A model that looks at the statistics
+    of a micro-batch gets one, on every grid: another number would be another model.
     """
     if config.micro_batches:
         return config.micro_batches
     local = -(-config.global_batch // shape.data)
-    return min(2 * shape.stages, local) if shape.stages > 1 else 1
+    return min(2 * shape.stages, local) if shape.stages > 1 and not batch_statistics else 1
 
 
 @collective("world")

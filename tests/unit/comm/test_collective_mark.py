@@ -15,7 +15,14 @@ from lepton_mpi.comm.contract import COLLECTIVE_MARK, collective
 
 _SENTENCE = re.compile(r"Collective over ([\w. ]+?)(?=[,;]|\.\s|\.$|$)", re.MULTILINE)
 # Modules below lepton_mpi.comm cannot import its mark; what is collective there starts or ends MPI itself.
-_BELOW = ("lepton_mpi.errors", "lepton_mpi.config", "lepton_mpi.runtime", "lepton_mpi.native", "lepton_mpi._native")
+_BELOW = (
+    "lepton_mpi.errors",
+    "lepton_mpi.config",
+    "lepton_mpi.runtime",
+    "lepton_mpi.native",
+    "lepton_mpi._native",
+    "lepton_mpi._onednn",
+)
 
 
 def modules() -> Iterator[ModuleType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 
 import h5py
@@ -14,6 +15,7 @@ import lepton_mpi
 from lepton_mpi.monitor import summary as summary_module
 from lepton_mpi.monitor.classification import classification_metrics
 from lepton_mpi.monitor.json_text import format_json
+from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.monitor.summary import GridSizes, Summary, Versions, collect_versions
 
 VERSIONS = Versions(lepton_mpi="0.1", python="3.11", numpy="2", mpi4py="4", mpi="Open MPI", h5py="3")
@@ -25,7 +27,9 @@ def make_summary(train_loss: float) -> Summary:
         step=120,
         epoch=1.5,
         train_loss=train_loss,
-        eval=classification_metrics(np.array([[3, 1], [0, 4]])),
+        eval=Evaluation({"accuracy": 0.875, "loss": 0.5}, classification_metrics(np.array([[3, 1], [0, 4]]))),
+        stopped_early=False,
+        best=math.nan,
         weights_sha256="ab12",
         grid=GridSizes(data=2, stages=1, shards=2),
         samples_per_second=1000.0,
@@ -44,14 +48,14 @@ def test_the_json_holds_every_field() -> None:
         "train_loss": 0.25,
         "eval": {
             "accuracy": 0.875,
-            "precision": 0.9,
-            "recall": 0.875,
-            "f1": pytest.approx((6 / 7 + 8 / 9) / 2),
+            "loss": 0.5,
             "per_class": [
                 {"precision": 1.0, "recall": 0.75, "f1": pytest.approx(6 / 7), "support": 4},
                 {"precision": 0.8, "recall": 1.0, "f1": pytest.approx(8 / 9), "support": 4},
             ],
         },
+        "stopped_early": False,
+        "best": None,
         "weights_sha256": "ab12",
         "grid": {"data": 2, "stages": 1, "shards": 2},
         "samples_per_second": 1000.0,

@@ -33,7 +33,7 @@ def test_it_learns_and_its_methods_agree() -> None:
     assert [found.epoch for found in history] == list(range(1, 9))
     assert history[-1].loss < 0.2 * history[0].loss
     assert history[-1].test is not None
-    assert history[-1].test.accuracy > 0.95
+    assert history[-1].test.values["accuracy"] > 0.95
     assert metrics.accuracy == np.mean(classes == Y) > 0.95
     assert min(metrics.precision, metrics.recall, metrics.f1) > 0.9
     assert classes.dtype == np.int64

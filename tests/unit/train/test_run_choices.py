@@ -10,7 +10,9 @@ from lepton_mpi.config.schema import Config, GridConfig, ModelConfig, TrainConfi
 from lepton_mpi.data.dataset import ArrayDataset
 from lepton_mpi.data.splits import DataSplits
 from lepton_mpi.errors import DataError, GridError
-from lepton_mpi.models.mlp import mlp
+from lepton_mpi.models.family import DataShape
+from lepton_mpi.models.mlp import Mlp
+from lepton_mpi.models.task import TASKS
 from lepton_mpi.runtime.mpi import start_mpi
 from lepton_mpi.train.network import choose_shape, declare_model
 from lepton_mpi.train.run import build_run, choose_micro_batches
@@ -29,12 +31,18 @@ from lepton_mpi.train.state import TrainState
     ],
 )
 def test_micro_batches(config: TrainConfig, shape: GridShape, expected: int) -> None:
-    assert choose_micro_batches(config, shape) == expected
+    assert choose_micro_batches(config, shape, batch_statistics=False) == expected
+
+
+def test_batch_statistics_are_of_the_whole_batch_unless_told_otherwise() -> None:
+    assert choose_micro_batches(TrainConfig(), GridShape(1, 4, 1), batch_statistics=True) == 1
+    assert choose_micro_batches(TrainConfig(micro_batches=3), GridShape(1, 1, 1), batch_statistics=True) == 3
 
 
 def test_shape_and_model_follow_the_configuration() -> None:
-    model = declare_model(ModelConfig(hidden_sizes=(8, 6)), 12, 3)
-    assert model == mlp(12, (8, 6), 3)
+    config, data = ModelConfig(hidden_sizes=(8, 6)), DataShape((12,), 3)
+    model = declare_model(config, data)
+    assert model == Mlp().declare(config, TASKS["classification"], data)
     assert choose_shape(GridConfig(shards=3), model, 6) == GridShape(2, 1, 3)
     with pytest.raises(GridError, match="at most 3 stages"):
         choose_shape(GridConfig(stages=4), model, 4)
