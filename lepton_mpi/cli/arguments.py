@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NoReturn, final
+from typing import Any, Final, NoReturn, TypeAlias, final
 
 import lepton_mpi
 from lepton_mpi.config.command_line import build_config, split_overrides
@@ -36,11 +36,13 @@ class EvaluateArguments:
         run: the run folder.
         config: the run's configuration with the overrides; an empty `data.format` is to be told from `data.test_path`.
         json: whether to print JSON.
+        ensemble: further run folders, whose predictions are averaged with those of `run`.
     """
 
     run: Path
     config: Config
     json: bool
+    ensemble: tuple[Path, ...] = ()
 
 
 @final
@@ -55,6 +57,7 @@ class PredictArguments:
         format: its format; empty: to be told from the file.
         output: where predictions go; None: standard output.
         probabilities: whether to write those of all classes.
+        ensemble: further run folders, whose predictions are averaged with those of `run`.
     """
 
     run: Path
@@ -63,9 +66,53 @@ class PredictArguments:
     format: str
     output: Path | None
     probabilities: bool
+    ensemble: tuple[Path, ...] = ()
 
 
-def read_arguments(argv: Sequence[str]) -> EvaluateArguments | PredictArguments | str:
+@final
+@dataclass(frozen=True)
+class ExportArguments:
+    """What `export` was asked.
+
+    Attributes:
+        run: the run folder.
+        config: the run's configuration with the overrides.
+        output: file to write, .safetensors or .onnx, or a folder.
+    """
+
+    run: Path
+    config: Config
+    output: Path
+
+
+@final
+@dataclass(frozen=True)
+class FuseArguments:
+    """What `fuse` was asked.
+
+    Attributes:
+        sources: run folders or folders of single checkpoints, in order.
+        config: configuration of the first source's run, with the overrides.
+        output: folder of the fused model.
+        method: average, ema or greedy.
+        decay: of ema.
+        last: how many of a run folder's newest checkpoints take part; 0: all.
+        metric: what greedy judges by; empty: the task's first.
+    """
+
+    sources: tuple[Path, ...]
+    config: Config
+    output: Path
+    method: str
+    decay: float
+    last: int
+    metric: str
+
+
+Arguments: TypeAlias = EvaluateArguments | PredictArguments | ExportArguments | FuseArguments
+
+
+def read_arguments(argv: Sequence[str]) -> Arguments | str:
     """Read a command line and the `config.toml` of the run that it names.
 
     Local: one rank calls it, for all.
@@ -86,11 +133,37 @@ def read_arguments(argv: Sequence[str]) -> EvaluateArguments | PredictArguments 
         return str(shown)
     if options.command == "train":
         raise ConfigError(f"command line: expected train as the first argument: {PROGRAM} train ...")
+    if options.command == "fuse":
+        sources = tuple(map(Path, options.sources))
+        run = run_of(sources[0])
+        config = _read_config(run, overrides)
+        if options.method == "greedy":
+            config = replace(config, data=_choose_data(run, config.data, overrides))
+        if not 0.0 <= options.decay < 1.0 or options.last < 0:
+            raise ConfigError("command line: fuse: expected --decay from 0 up to below 1, and --last of at least 0")
+        return FuseArguments(sources, config, options.output, options.method, options.decay, options.last, options.metric)
     run = Path(options.run)
     config = _read_config(run, overrides)
+    if options.command == "export":
+        return ExportArguments(run, config, options.output)
+    ensemble = tuple(options.ensemble)
     if options.command == "evaluate":
-        return EvaluateArguments(run, replace(config, data=_choose_data(run, config.data, overrides)), options.json)
-    return PredictArguments(run, config, options.input, options.format, options.output, options.probabilities)
+        return EvaluateArguments(run, replace(config, data=_choose_data(run, config.data, overrides)), options.json, ensemble)
+    return PredictArguments(run, config, options.input, options.format, options.output, options.probabilities, ensemble)
+
+
+def run_of(source: Path) -> Path:
+    """Return the run folder of a source, which is one or the folder of one of its checkpoints. Local."""
+    return source.resolve().parent.parent if source.resolve().parent.name == "checkpoints" else source
+
+
+def read_run_config(run: Path) -> Config:
+    """Return the configuration of a run as it is, on any grid. Local.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    return _read_config(run, [])
 
 
 def _read_config(run: Path, overrides: Sequence[tuple[Key, Value]]) -> Config:
@@ -158,30 +231,36 @@ def _make_parser() -> _Parser:
     commands.add_parser("train", help="train a model; the same as python -m lepton_mpi.train")
     _add_evaluate(commands)
     _add_predict(commands)
+    _add_export(commands)
+    _add_fuse(commands)
     return parser
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
     evaluate = commands.add_parser(
         "evaluate",
-        help="say how well a trained model classifies its test set, or another one",
+        help="say how well a trained model does on its test set, or another one",
         description="Evaluate the newest checkpoint of a run on the run's own test set, or on the one that --data.test_path names.",
         epilog=_OVERRIDES,
-        usage=f"{PROGRAM} evaluate RUN [--data.test_path FILE] [--section.key value ...] [--json]",
+        usage=f"{PROGRAM} evaluate RUN [--data.test_path FILE] [--ensemble RUN2 ...] [--section.key value ...] [--json]",
     )
     evaluate.add_argument("run", metavar="RUN", help="run folder, such as runs/<name>")
+    _add_ensemble(evaluate)
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_predict(commands: argparse._SubParsersAction[_Parser]) -> None:
     predict = commands.add_parser(
         "predict",
-        help="classify the samples of a file with a trained model",
-        description="Classify the samples of a file with the newest checkpoint of a run, and write CSV: index, class, probability.",
+        help="say what a trained model predicts for the samples of a file",
+        description="Predict for the samples of a file with the newest checkpoint of a run, and write CSV: index, class, "
+        "probability (or value, where there are no classes).",
         epilog=_OVERRIDES,
-        usage=f"{PROGRAM} predict RUN INPUT [--format F] [--output FILE] [--probabilities] [--section.key value ...]",
+        usage=f"{PROGRAM} predict RUN INPUT [--format F] [--output FILE] [--probabilities] [--ensemble RUN2 ...] "
+        "[--section.key value ...]",
     )
     predict.add_argument("run", metavar="RUN", help="run folder, such as runs/<name>")
+    _add_ensemble(predict)
     predict.add_argument(
         "input",
         metavar="INPUT",
@@ -195,3 +274,56 @@ def _add_predict(commands: argparse._SubParsersAction[_Parser]) -> None:
     predict.add_argument(
         "--probabilities", action="store_true", help="write the probabilities of all classes instead of the predicted one's"
     )
+
+
+def _add_ensemble(command: _Parser) -> None:
+    command.add_argument(
+        "--ensemble",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="RUN2",
+        help="average the predictions with those of another run of the same task and data shape; may be given several times",
+    )
+
+
+def _add_export(commands: argparse._SubParsersAction[_Parser]) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write the weights of a trained model for other software",
+        description="Write the newest checkpoint of a run: as .safetensors with the names and layouts of the transformers "
+        "library (gpt, llama, bert; our own for other families), as a folder that it loads (with config.json), or as an .onnx "
+        "graph for inference.",
+        epilog=_OVERRIDES,
+        usage=f"{PROGRAM} export RUN OUTPUT [--section.key value ...]",
+    )
+    export.add_argument("run", metavar="RUN", help="run folder, such as runs/<name>")
+    export.add_argument("output", type=Path, metavar="OUTPUT", help="FILE.safetensors, FILE.onnx, or a folder")
+
+
+def _add_fuse(commands: argparse._SubParsersAction[_Parser]) -> None:
+    fuse = commands.add_parser(
+        "fuse",
+        help="make one set of weights out of several checkpoints or runs",
+        description="Average the weights of checkpoints of one run or of several runs, which must be of one model, and write a "
+        "folder that evaluate, predict and export take.",
+        epilog=_OVERRIDES,
+        usage=f"{PROGRAM} fuse SOURCE [SOURCE ...] --output FOLDER [--method average|ema|greedy] [--decay D] [--last K] "
+        "[--metric M] [--section.key value ...]",
+    )
+    fuse.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="run folder (all its checkpoints; the newest each of several) or a checkpoint",
+    )
+    fuse.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder to make")
+    fuse.add_argument(
+        "--method",
+        default="average",
+        choices=("average", "ema", "greedy"),
+        help="average: all alike; ema: older ones fade; greedy: best first, and each further one only if the metric gets better",
+    )
+    fuse.add_argument("--decay", type=float, default=0.9, metavar="D", help="what ema keeps of the average at each checkpoint")
+    fuse.add_argument("--last", type=int, default=0, metavar="K", help="only the K newest checkpoints of a run folder")
+    fuse.add_argument("--metric", default="", metavar="M", help="metric of the test set that greedy goes by; else the task's first")

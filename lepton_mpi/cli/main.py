@@ -10,7 +10,14 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from lepton_mpi.cli.arguments import PROGRAM, EvaluateArguments, PredictArguments, read_arguments
+from lepton_mpi.cli.arguments import (
+    PROGRAM,
+    Arguments,
+    EvaluateArguments,
+    ExportArguments,
+    PredictArguments,
+    read_arguments,
+)
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.runtime.failure import FailureReport
@@ -45,14 +52,22 @@ def _main(argv: Sequence[str], comm: MPI.Intracomm, report: FailureReport) -> in
         from lepton_mpi.cli.evaluate import run_evaluate
 
         run_evaluate(comm, arguments)
-    else:
+    elif isinstance(arguments, PredictArguments):
         from lepton_mpi.cli.predict import run_predict
 
         run_predict(comm, arguments)
+    elif isinstance(arguments, ExportArguments):
+        from lepton_mpi.cli.export import run_export
+
+        run_export(comm, arguments)
+    else:
+        from lepton_mpi.cli.fuse import run_fuse
+
+        run_fuse(comm, arguments)
     return 0
 
 
 @collective("comm")
-def _read_arguments(argv: Sequence[str], comm: MPI.Intracomm) -> EvaluateArguments | PredictArguments | str:
+def _read_arguments(argv: Sequence[str], comm: MPI.Intracomm) -> Arguments | str:
     """Read the command line, and the configuration of the run it names, on rank 0 for all. Collective over comm."""
     return do_on_root(comm, lambda: read_arguments(argv))

@@ -1,23 +1,26 @@
-"""`python -m lepton_mpi predict`: classify the samples of a file."""
+"""`python -m lepton_mpi predict`: what a trained model says of the samples of a file."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.cli.arguments import PredictArguments
+from lepton_mpi.cli.ensemble import predict_together, restore_models
 from lepton_mpi.cli.output import Output
-from lepton_mpi.cli.trained_model import TrainedModel, restore_model
+from lepton_mpi.cli.trained_model import TrainedModel
 from lepton_mpi.comm.agreement import do_on_all, raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.dataset import Dataset
 from lepton_mpi.data.splits import open_inputs, open_together
 from lepton_mpi.errors import LeptonError
+from lepton_mpi.models.family import ModelSpec
 from lepton_mpi.runtime.logs import start_logging
 from lepton_mpi.runtime.mpi import MPI
-from lepton_mpi.train.inference import predict
+from lepton_mpi.train.objective import data_needs
 
 
 class _ReaderGone(LeptonError):
@@ -36,28 +39,29 @@ def run_predict(comm: MPI.Intracomm, arguments: PredictArguments) -> None:
         BrokenPipeError: nobody reads standard output any more; on all ranks alike.
     """
     with start_logging(comm.Get_rank(), comm.Get_size(), None, "WARNING"):
-        model = restore_model(comm, arguments.config, arguments.run)
+        models = restore_models(comm, arguments)
         name = arguments.format or ("digits" if arguments.input == "digits" and not Path("digits").exists() else "")
-        (dataset,) = open_together(lambda: [open_inputs(arguments.input, name, arguments.config.data)], comm)
+        needs = data_needs(arguments.config.model)
+        (dataset,) = open_together(lambda: [open_inputs(arguments.input, name, arguments.config.data, needs)], comm)
         try:
-            _write_all(comm, model, dataset, arguments)
+            _write_all(comm, models, dataset, arguments)
         except _ReaderGone:
             raise BrokenPipeError from None
-        model.network.grid.free()
+        for model in models:
+            model.network.grid.free()
 
 
 @collective("comm")
-def _write_all(comm: MPI.Intracomm, model: TrainedModel, dataset: Dataset, arguments: PredictArguments) -> None:
+def _write_all(comm: MPI.Intracomm, models: Sequence[TrainedModel], dataset: Dataset, arguments: PredictArguments) -> None:
     """Predict batch by batch, and write each on rank 0. Collective over comm; an error of rank 0 ends all."""
-    loader = model.loader(dataset)
     output = _open_output(comm, arguments.output)
     try:
-        columns = [f"probability_{c}" for c in range(model.num_classes)] if arguments.probabilities else ["probability"]
-        _write(comm, output, ",".join(["index", "class", *columns]) + "\n")
+        table = _Table(models[0].network.model, arguments.probabilities)
+        _write(comm, output, table.header)
         first = 0
-        for probabilities in predict(model.network, loader):
-            _write(comm, output, _format_rows(first, probabilities, arguments.probabilities))
-            first += len(probabilities)
+        for predictions in predict_together(models, dataset):
+            _write(comm, output, table.format_rows(first, predictions))
+            first += len(predictions)
         _write(comm, output, "", last=True)
     finally:
         if output is not None:
@@ -86,9 +90,35 @@ def _write(comm: MPI.Intracomm, output: Output | None, text: str, last: bool = F
     raise_together(comm, error)
 
 
-def _format_rows(first: int, probabilities: NDArray[np.float32], want_all: bool) -> str:
-    """Return one line for each sample; six digits are what fp32 sums in any order agree on."""
-    classes = probabilities.argmax(axis=1)
-    shown = probabilities if want_all else np.take_along_axis(probabilities, classes[:, None], axis=1)
-    rows = zip(classes.tolist(), shown.tolist(), strict=True)
-    return "".join(f"{first + i},{c},{','.join(f'{p:.6g}' for p in row)}\n" for i, (c, row) in enumerate(rows))
+class _Table:
+    """Predictions as CSV: one line for each sample, pixel or position. Six digits are what fp32 sums in any order agree on.
+
+    Tasks with classes have the most probable class and its probability, or those of all classes; others their values.
+    """
+
+    def __init__(self, model: ModelSpec, want_all: bool) -> None:
+        *positions, num_outputs = model.output_shape
+        self._has_classes = model.task.labels == "class"
+        self._want_all = want_all
+        places = [f"position_{dim}" for dim in range(len(positions))] if len(positions) > 1 else ["position"] * len(positions)
+        if self._has_classes:
+            columns = ["class", *([f"probability_{c}" for c in range(num_outputs)] if want_all else ["probability"])]
+        else:
+            name = "probability" if model.task.name == "binary" else "score" if model.task.name == "ranking" else "value"
+            columns = [name] if num_outputs == 1 else [f"{name}_{d}" for d in range(num_outputs)]
+        self.header = ",".join(["index", *places, *columns]) + "\n"
+
+    def format_rows(self, first: int, predictions: NDArray[np.float32]) -> str:
+        """Return the lines of samples numbered from `first`."""
+        rows = predictions.reshape(-1, predictions.shape[-1])
+        places = np.indices(predictions.shape[:-1]).reshape(predictions.ndim - 1, -1).T
+        places[:, 0] += first
+        shown, classes = rows, None
+        if self._has_classes:
+            classes = rows.argmax(axis=1)
+            shown = rows if self._want_all else np.take_along_axis(rows, classes[:, None], axis=1)
+        lines = []
+        for i, (place, values) in enumerate(zip(places.tolist(), shown.tolist(), strict=True)):
+            cells = [*map(str, place), *([str(classes[i])] if classes is not None else []), *(f"{v:.6g}" for v in values)]
+            lines.append(",".join(cells) + "\n")
+        return "".join(lines)

@@ -12,14 +12,15 @@ from lepton_mpi.checkpoint.resume import find_resumable
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import Config
 from lepton_mpi.data.dataset import Dataset, Reshaped
-from lepton_mpi.data.loader import Loader
+from lepton_mpi.data.loader import Loader, Preparation
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.errors import CheckpointError, DataError
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.train.inference import inference_loader
 from lepton_mpi.train.network import Network, build_network, choose_shape, declare_model
-from lepton_mpi.train.resume import load, read_model_shape
-from lepton_mpi.train.run import choose_device
+from lepton_mpi.train.objective import make_preparation
+from lepton_mpi.train.resume import AVERAGE, PARAM, load, read_data_shape
+from lepton_mpi.train.run import choose_device, read_precision
 from lepton_mpi.train.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -33,41 +34,40 @@ class TrainedModel:
     Attributes:
         network: the model on its grid, without optimizer state.
         normalisation: how inputs are normalised.
-        input_shape: shape of a sample.
-        num_classes: number of classes.
+        preparation: what turns samples into questions and answers.
         checkpoint: folder of the checkpoint.
         state: how far it was trained.
     """
 
     network: Network
     normalisation: Normalisation
-    input_shape: tuple[int, ...]
-    num_classes: int
+    preparation: Preparation | None
     checkpoint: Path
     state: TrainState
 
-    def loader(self, dataset: Dataset) -> Loader:
-        """Return batches of a data set in order. Local.
+    def loader(self, dataset: Dataset, global_batch: int = 0) -> Loader:
+        """Return batches of a data set in order, of `global_batch` samples or a suitable number. Local.
 
         Samples may also be flat: CSV knows no other shape.
 
         Raises:
             DataError: samples have another shape than the model takes.
         """
-        size = math.prod(self.input_shape)
-        if dataset.input_shape not in (self.input_shape, (size,)):
+        shape = self.network.model.data.input_shape
+        size = math.prod(shape)
+        if dataset.input_shape not in (shape, (size,)):
             raise DataError(
-                f"{dataset.name}: the model takes samples of shape {self.input_shape}, or flat ones of {size} values, found "
+                f"{dataset.name}: the model takes samples of shape {shape}, or flat ones of {size} values, found "
                 f"{dataset.input_shape}: give data like that it was trained on"
             )
-        return inference_loader(self.network, Reshaped(dataset, self.input_shape), self.normalisation)
+        return inference_loader(self.network, Reshaped(dataset, shape), self.normalisation, self.preparation, global_batch)
 
 
 @collective("comm")
 def restore_model(comm: MPI.Intracomm, config: Config, run: Path) -> TrainedModel:
     """Read the newest whole checkpoint of a run onto the grid that a configuration gives.
 
-    Collective over comm.
+    Collective over comm. Where the run kept a moving average of its weights, that is what is read.
 
     Args:
         comm: all ranks.
@@ -78,13 +78,37 @@ def restore_model(comm: MPI.Intracomm, config: Config, run: Path) -> TrainedMode
         CheckpointError: there is no checkpoint, all are damaged, or they are of another model.
         GridError: the grid does not fit the ranks or the model.
     """
+    return restore_checkpoint(comm, config, newest_checkpoint(comm, run))
+
+
+@collective("comm")
+def restore_checkpoint(comm: MPI.Intracomm, config: Config, checkpoint: Path) -> TrainedModel:
+    """Read one checkpoint, which is whole, onto the grid that a configuration gives. Collective over comm.
+
+    Raises:
+        CheckpointError: it is of another model.
+        GridError: the grid does not fit the ranks or the model.
+    """
+    data, averaged = read_data_shape(comm, checkpoint)
+    model = declare_model(config.model, data)
+    shape = choose_shape(config.grid, model, comm.Get_size())
+    xp = choose_device(comm, config.run.device)
+    precision = read_precision(config.train.precision)
+    network = build_network(comm, shape, config.grid.ranks_per_node, model, (), config.reduce.bucket_mib, xp, precision=precision)
+    state, normalisation = load(network, checkpoint, AVERAGE if averaged else PARAM)
+    return TrainedModel(network, normalisation, make_preparation(model, config.data), checkpoint, state)
+
+
+@collective("comm")
+def newest_checkpoint(comm: MPI.Intracomm, run: Path) -> Path:
+    """Return the newest whole checkpoint of a run.
+
+    Collective over comm.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     checkpoint = find_resumable(comm, run / "checkpoints", _log)
     if checkpoint is None:
         raise CheckpointError(f"run folder {run}: no checkpoint in {run / 'checkpoints'}: train first, or give another folder")
-    input_shape, num_classes = read_model_shape(comm, checkpoint)
-    model = declare_model(config.model, math.prod(input_shape), num_classes)
-    shape = choose_shape(config.grid, model, comm.Get_size())
-    xp = choose_device(comm, config.run.device)
-    network = build_network(comm, shape, config.grid.ranks_per_node, model, (), config.reduce.bucket_mib, xp)
-    state, normalisation = load(network, checkpoint)
-    return TrainedModel(network, normalisation, input_shape, num_classes, checkpoint, state)
+    return checkpoint

@@ -112,9 +112,9 @@ def test_evaluation_with_labels_in_a_file_of_their_own(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"run        {run}, step-000000015"
     assert lines[2] == f"accuracy   {np.mean(probabilities.argmax(axis=1) == Y):.4f}"
-    assert [line.split()[0] for line in lines[2:6]] == ["accuracy", "precision", "recall", "f1"]
-    assert [line.split()[0] for line in lines[7:]] == ["class", "0", "1", "2"]
-    assert {len(line) for line in lines[7:]} == {53}
+    assert [line.split()[0] for line in lines[2:7]] == ["accuracy", "precision", "recall", "f1", "loss"]
+    assert [line.split()[0] for line in lines[8:]] == ["class", "0", "1", "2"]
+    assert {len(line) for line in lines[8:]} == {53}
 
 
 def test_labels_that_are_needed_and_not_given(trained: tuple[Path, np.ndarray], files: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_something_else(trained: tuple[Path, np.ndarray], files:
     run = files / "run"
     shutil.copytree(trained[0], run)
     write_checkpoint(start_mpi().Dup(), run / "checkpoints", 99, [], {"num_classes": 3})
-    with pytest.raises(CheckpointError, match=r"step 99 does not say the input_shape and num_classes .*KeyError\('input_shape'\)"):
+    with pytest.raises(CheckpointError, match=r"step 99 does not say the data_shape .*KeyError\('data_shape'\)"):
         predict(run, files / "d.npz")
 
 
