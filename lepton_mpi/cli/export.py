@@ -54,15 +54,17 @@ def choose_kind(output: Path) -> Kind:
     Raises:
         ConfigError: the name tells nothing or is taken by something else, or the package for it is missing.
     """
-    if output.is_dir():
-        if any(output.iterdir()):
-            raise ConfigError(f"{output}: this folder is not empty: give one that is, or a name that is free")
-        return "folder"
     if output.suffix in (name_map.SUFFIX, onnx_file.SUFFIX):
+        if output.is_dir():
+            raise ConfigError(f"{output}: there is a folder of this name: give another one")
         if output.suffix == name_map.SUFFIX:
             return "safetensors"
         onnx_file.require_onnx()
         return "onnx"
+    if output.is_dir():
+        if any(output.iterdir()):
+            raise ConfigError(f"{output}: this folder is not empty: give one that is, or a name that is free")
+        return "folder"
     if output.exists():
         raise ConfigError(f"{output}: there is a file of this name: give FILE.safetensors, FILE.onnx, or a folder")
     if output.suffix:
