@@ -94,5 +94,5 @@ bench: setup
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -f lepton_mpi/_native.*.so lepton_mpi/_native_build.json
+	rm -f lepton_mpi/_native.*.so lepton_mpi/_onednn.*.so lepton_mpi/_native_build.json
 	find lepton_mpi tests benchmarks scripts -name __pycache__ -prune -exec rm -rf {} +

@@ -26,6 +26,7 @@ limit_threads(1)  # before NumPy is loaded
 import numpy as np  # noqa: E402
 
 from lepton_mpi.comm.grid import GridShape, ProcessGrid  # noqa: E402
+from lepton_mpi.nn.initial import Uniform  # noqa: E402
 from lepton_mpi.nn.parameter import ParameterLayout, ParameterSpec, cut_parameter  # noqa: E402
 from lepton_mpi.ops.sgd_update import sgd_update  # noqa: E402
 from lepton_mpi.parallel.gradient_exchange import GradientExchange, bucket_bounds  # noqa: E402
@@ -38,7 +39,7 @@ class SharedSide:
     """The path of a training step: buckets, in-node sum, update of the owned slices, publish."""
 
     def __init__(self, grid: ProcessGrid, num_values: int, bucket_mib: float, slots: tuple[str, ...]) -> None:
-        self.layout = ParameterLayout([cut_parameter(ParameterSpec("w", (num_values,), bound=1.0), 1, 0)])
+        self.layout = ParameterLayout([cut_parameter(ParameterSpec("w", (num_values,), initial=Uniform(1.0)), 1, 0)])
         bounds = bucket_bounds(num_values, bucket_mib)
         place = (0, 0)
         self.memory = NodeParameters(grid, {place: self.layout}, slots, {place: len(bounds) - 1}, np)
