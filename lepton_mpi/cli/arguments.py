@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias, final
 
 import lepton_mpi
+from lepton_mpi.config.checks import FORMATS_WITHOUT_FILES
 from lepton_mpi.config.command_line import build_config, split_overrides
 from lepton_mpi.config.keys import Key, Value, list_keys
 from lepton_mpi.config.schema import Config, DataConfig, GridConfig
@@ -190,7 +191,7 @@ def _choose_data(run: Path, data: DataConfig, overrides: Sequence[tuple[Key, Val
         # The training files, which may be gone and of another format, have no part in this.
         data = replace(data, path=data.test_path, labels_path=labels_path, test_labels_path=labels_path)
         return data if "format" in named else replace(data, format="")
-    if data.format != "digits" and not data.path:
+    if data.format not in FORMATS_WITHOUT_FILES and not data.path:
         raise ConfigError(
             f"run folder {run}: this model was trained on arrays and has no test set of its own: give --data.test_path"
         )

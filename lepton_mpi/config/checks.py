@@ -10,7 +10,7 @@ from lepton_mpi.errors import ConfigError
 _FORMATS_WITH_LABELS_FILE = ("idx", "npy")
 _FORMATS_WITH_NAMED_ARRAYS = ("npz", "hdf5")
 # Formats that read no file of the user, and what they say of themselves.
-_FORMATS_WITHOUT_FILES = {
+FORMATS_WITHOUT_FILES = {
     "digits": "data.format digits ships inside the package",
     "pystdlib": "data.format pystdlib takes the running Python's standard library",
 }
@@ -66,10 +66,10 @@ def _may_lack_labels(model: ModelConfig) -> bool:
 
 def _check_data(data: DataConfig, may_lack_labels: bool) -> None:
     paths = {name: getattr(data, name) for name in ("path", "labels_path", "test_path", "test_labels_path")}
-    if data.format in _FORMATS_WITHOUT_FILES:
+    if data.format in FORMATS_WITHOUT_FILES:
         for name, path in paths.items():
             if path:
-                raise ConfigError(f"data.{name}: {_FORMATS_WITHOUT_FILES[data.format]} and reads no file, got {path!r}")
+                raise ConfigError(f"data.{name}: {FORMATS_WITHOUT_FILES[data.format]} and reads no file, got {path!r}")
     elif not data.path:
         raise ConfigError(f"data.path: data.format {data.format} reads a file, got an empty path; give the training file")
     if data.format in _FORMATS_WITH_LABELS_FILE and may_lack_labels and not data.labels_path:

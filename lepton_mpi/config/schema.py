@@ -88,6 +88,11 @@ class ModelConfig:
     tied: str = key("auto", "whether the output layer shares the weights of the token embedding", choices=("auto", "yes", "no"))
     norm_epsilon: float = key(0.0, "added to variances under the root; 0: the family's", low=0.0)
     rope_theta: float = key(0.0, "base of rotary positions (llama)", low=0.0)
+    rope_scaling: tuple[float, ...] = key(
+        (),
+        "stretch of rotary positions as of Llama 3.1: factor, low and high frequency factor, original context; empty: none",
+        low=0.0,
+    )
     dropout: float = key(0.0, "share of activations that dropout clears", low=0.0, high=0.99)
     num_users: int = key(0, "users of a recommender; 0: as the data have", low=0)
     num_items: int = key(0, "items of a recommender; 0: as the data have", low=0)
@@ -118,6 +123,9 @@ class DataConfig:
     token_type: str = key("uint16", "type of a token in the file, little-endian (tokens)", choices=("uint16", "uint32", "uint8"))
     mask_rate: float = key(0.15, "share of the tokens that a masked language model is asked for", low=0.01, high=0.9)
     mask_token: int = key(-1, "token that hides another (masked language model); -1: the last of the vocabulary", low=-1)
+    test_samples: int = key(
+        -1, "test on at most this many samples, the first ones; 0: on all; -1: on all, but on 256 windows of text", low=-1
+    )
     normalise: str = key(
         "global",
         "subtract the mean and divide by the standard deviation of the training inputs: over all of them, per feature, or not",
@@ -180,6 +188,7 @@ class TrainConfig:
     patience: int = key(0, "stop after this many evaluations in a row without a better metric; 0: never", low=0)
     seed: int = key(0, "seed of weights, sample order and augmentation", low=0)
     evaluate_every_epochs: int = key(1, "epochs between evaluations on the test set; 0: only at the end", low=0)
+    evaluate_every_steps: int = key(0, "steps between evaluations on the test set, besides those at epochs; 0: none", low=0)
 
 
 @dataclass(frozen=True)

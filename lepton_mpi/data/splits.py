@@ -22,6 +22,8 @@ from lepton_mpi.errors import DataError, RankMismatchError
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.random import random_key, uniform
 
+# Windows of text that are enough to tell models apart; all of a long text would take longer than training.
+_TEST_WINDOWS = 256
 _HOLDOUT_KEY = random_key(0, "holdout")  # fixed: every run on a data set is judged on the same samples
 # Ranks compare this much of the labels, in samples spread evenly over them: a few hundredths of a second.
 _DIGEST_NBYTES = 16 << 20
@@ -70,7 +72,8 @@ def open_test_set(config: DataConfig, needs: DataNeeds = DataNeeds()) -> Dataset
         largest = scan_tokens(config.test_path or config.path, config.token_type, num_classes)
         num_classes = num_classes or 1 + largest
     if config.test_path:
-        return _open_labelled(config, config.test_path, config.test_labels_path, needs, num_classes)
+        test_set = _open_labelled(config, config.test_path, config.test_labels_path, needs, num_classes)
+        return _limit(test_set, config.test_samples)
     return _open_splits(config, needs, num_classes)[1]
 
 
@@ -152,7 +155,8 @@ def _count_tokens(paths: Sequence[str], config: DataConfig, comm: MPI.Intracomm)
 def _open_splits(config: DataConfig, needs: DataNeeds, num_classes: int) -> tuple[Dataset, Dataset]:
     dataset = _open_labelled(config, config.path, config.labels_path, needs, num_classes)
     if not config.test_path:
-        return _split(dataset, config.test_fraction)
+        train, held_out = _split(dataset, config.test_fraction)
+        return train, _limit(held_out, config.test_samples)
     test_set = _open_labelled(config, config.test_path, config.test_labels_path, needs, dataset.num_classes)
     for what, expected, found in (
         ("samples", dataset.input_shape, test_set.input_shape),
@@ -163,7 +167,13 @@ def _open_splits(config: DataConfig, needs: DataNeeds, num_classes: int) -> tupl
                 f"{config.test_path}: expected {what} of shape {expected} as in {config.path}, found "
                 f"{found}: give a test file made like the training file"
             )
-    return dataset, test_set
+    return dataset, _limit(test_set, config.test_samples)
+
+
+def _limit(dataset: Dataset, test_samples: int) -> Dataset:
+    """Return the first samples of a test set, as many as `data.test_samples` says."""
+    limit = test_samples if test_samples >= 0 else _TEST_WINDOWS if isinstance(dataset, TokenWindows) else 0
+    return Subset(dataset, np.arange(limit)) if 0 < limit < dataset.num_samples else dataset
 
 
 def _split(dataset: Dataset, fraction: float) -> tuple[Dataset, Dataset]:

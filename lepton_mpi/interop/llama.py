@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from lepton_mpi.config.schema import ModelConfig
 from lepton_mpi.interop.name_map import Entry, NameMap, translate
 from lepton_mpi.models.family import ModelSpec
 from lepton_mpi.models.llama import llama_sizes
 from lepton_mpi.nn.parameter import ParameterSpec
+from lepton_mpi.ops.rotary import Llama3Scaling
 
 _PREFIX = "model."
 _OUTER = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
@@ -34,9 +37,8 @@ def llama_map(model: ModelSpec, config: ModelConfig) -> NameMap:
             "hidden_act": "silu",
             # Version 5 of transformers has rope_parameters, older ones have the other two.
             "rope_theta": sizes.rope_theta,
-            "rope_scaling": None,
             "rope_parameters.rope_theta": sizes.rope_theta,
-            "rope_parameters.rope_type": "default",
+            **_decisive_scaling(sizes.rope_scaling),
         },
         config={
             "architectures": ["LlamaForCausalLM"],
@@ -52,8 +54,8 @@ def llama_map(model: ModelSpec, config: ModelConfig) -> NameMap:
             "intermediate_size": sizes.intermediate_size,
             "rms_norm_eps": sizes.norm_epsilon,
             "rope_theta": sizes.rope_theta,
-            "rope_scaling": None,
-            "rope_parameters": {"rope_type": "default", "rope_theta": sizes.rope_theta},
+            "rope_scaling": _scaling(sizes.rope_scaling) if sizes.rope_scaling else None,
+            "rope_parameters": {"rope_theta": sizes.rope_theta} | _scaling(sizes.rope_scaling),
             "attention_bias": False,
             "mlp_bias": False,
             "attention_dropout": sizes.dropout,
@@ -61,6 +63,20 @@ def llama_map(model: ModelSpec, config: ModelConfig) -> NameMap:
             "bos_token_id": None,
             "eos_token_id": None,
         },
+    )
+
+
+def _scaling(scaling: Llama3Scaling | None) -> dict[str, object]:
+    """Return what transformers calls a stretch of rotary positions."""
+    return {"rope_type": "default"} if scaling is None else {"rope_type": "llama3", **asdict(scaling)}
+
+
+def _decisive_scaling(scaling: Llama3Scaling | None) -> dict[str, object]:
+    """Return what a config.json must say of it, in the form of version 5 and in the older one."""
+    facts = _scaling(scaling)
+    expected = {f"rope_parameters.{name}": value for name, value in facts.items()}
+    return expected | (
+        {"rope_scaling": None} if scaling is None else {f"rope_scaling.{name}": value for name, value in facts.items()}
     )
 
 

@@ -35,7 +35,8 @@ class Llama(Family):
 
     Usual choices: width 384, num_layers 6, num_heads 6, num_kv_heads as many, context 256 (or the samples' length),
     intermediate_size 8/3 width rounded up to a multiple of 64, vocab_size of the data, norm_epsilon 1e-6, rope_theta 10000,
-    an output layer with weights of its own. `dropout` applies to embeddings, attention weights and what blocks add.
+    rope_scaling none, an output layer with weights of its own. `dropout` applies to embeddings, attention weights and what
+    blocks add.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("language_model",)
@@ -83,7 +84,7 @@ def _block(name: str, sizes: TransformerSizes) -> Layer:
         causal=True,
         bias=False,
         out_bias=False,
-        rotary=Rotary(sizes.rope_theta),
+        rotary=Rotary(sizes.rope_theta, sizes.rope_scaling),
         dropout=sizes.dropout,
         initial=INITIAL,
         out_initial=INITIAL,

@@ -12,6 +12,7 @@ from lepton_mpi.nn.dropout import Dropout
 from lepton_mpi.nn.initial import Normal
 from lepton_mpi.nn.layer import Layer
 from lepton_mpi.nn.linear import Linear
+from lepton_mpi.ops.rotary import Llama3Scaling
 
 # Deviation of initial weights (Radford et al. 2018, section 4.1; the published code of BERT has it too).
 INITIAL_DEVIATION = 0.02
@@ -43,6 +44,7 @@ class TransformerSizes:
         tied: whether the output layer uses the weights of the token embedding.
         norm_epsilon: added to variances under the root.
         rope_theta: base of rotary positions.
+        rope_scaling: how their long wavelengths are stretched; None: not at all.
         dropout: share of activations that dropout clears.
     """
 
@@ -56,6 +58,7 @@ class TransformerSizes:
     tied: bool
     norm_epsilon: float
     rope_theta: float
+    rope_scaling: Llama3Scaling | None
     dropout: float
 
     @property
@@ -123,10 +126,22 @@ def transformer_sizes(
         tied=tied if config.tied == "auto" else config.tied == "yes",
         norm_epsilon=config.norm_epsilon or norm_epsilon,
         rope_theta=config.rope_theta or _ROPE_THETA,
+        rope_scaling=_read_scaling(config.rope_scaling),
         dropout=config.dropout,
     )
     _check(sizes, data.input_shape[0], num_tokens, grouped)
     return sizes
+
+
+def _read_scaling(values: Sequence[float]) -> Llama3Scaling | None:
+    if not values:
+        return None
+    if len(values) != 4 or min(values) <= 0 or values[3] != int(values[3]) or values[1] >= values[2]:
+        raise ConfigError(
+            "model.rope_scaling: expected four numbers above 0: factor, low_freq_factor, a larger high_freq_factor, and the "
+            f"original context in tokens, got {list(values)}"
+        )
+    return Llama3Scaling(values[0], values[1], values[2], int(values[3]))
 
 
 def _check(sizes: TransformerSizes, length: int, num_tokens: int, grouped: bool) -> None:

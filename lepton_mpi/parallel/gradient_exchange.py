@@ -80,17 +80,25 @@ class GradientExchange:
             timeout_s=timeout_s,
             spin_s=_SPIN_S if spin else 0.0,
         )
-        self._next_bucket = self._engine.num_buckets - 1
+        # Running statistics lie behind all weights, but are complete only with the first layer: they wait for `finish`.
+        buckets = range(self._engine.num_buckets)
+        self._early = [b for b in buckets if bounds[b + 1] <= memory.layout.statistics_start]
+        self._late = buckets[len(self._early) :]
+        self._waiting = self._early.copy()
         extents = [self._engine.owned(b) for b in range(self._engine.num_buckets)]
         self.owned_slices = _cut_slices(memory.layout, extents, grid.is_first_data_node)
 
     def start_from(self, offset: int) -> None:
-        """Start all buckets that begin at or after an offset of the flat buffer; everything there must be complete. Local."""
-        while self._next_bucket >= 0 and self._bounds[self._next_bucket] >= offset:
-            bucket = self._next_bucket
-            self._memory.download_grad(self._bounds[bucket], self._bounds[bucket + 1])
-            self._engine.start(bucket)
-            self._next_bucket -= 1
+        """Start the buckets of weights that begin at or after an offset of the flat buffer. Local.
+
+        The gradients of the weights there must be complete; running statistics need not be.
+        """
+        while self._waiting and self._bounds[self._waiting[-1]] >= offset:
+            self._start(self._waiting.pop())
+
+    def _start(self, bucket: int) -> None:
+        self._memory.download_grad(self._bounds[bucket], self._bounds[bucket + 1])
+        self._engine.start(bucket)
 
     @collective("grid.data")
     def finish(self) -> None:
@@ -102,6 +110,8 @@ class GradientExchange:
             StallError: other ranks stayed away too long.
         """
         self.start_from(0)
+        for bucket in self._late:
+            self._start(bucket)
         self._engine.finish()
 
     @collective("grid.data")
@@ -114,7 +124,7 @@ class GradientExchange:
             StallError: other ranks stayed away too long.
         """
         self._engine.publish()
-        self._next_bucket = self._engine.num_buckets - 1
+        self._waiting = self._early.copy()
         self._memory.upload()
 
     @property

@@ -22,6 +22,7 @@ from lepton_mpi.config.toml_file import format_toml
 from lepton_mpi.data.splits import open_datasets
 from lepton_mpi.errors import ConfigError
 from lepton_mpi.monitor.banner import BannerFacts, format_banner
+from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.monitor.progress import Progress, choose_progress
 from lepton_mpi.monitor.run_folder import RunFolder, claim_folder, default_run_name
 from lepton_mpi.monitor.summary import GridSizes, Status, Summary, collect_versions
@@ -167,13 +168,20 @@ class _View(Watcher):
             }
         )
 
-    def epoch_done(self, metrics: EpochMetrics, state: TrainState) -> None:
-        """Show one line for the epoch and write its test metrics."""
+    def evaluation_done(self, found: Evaluation, state: TrainState) -> None:
+        """Write its metrics, and show the first of them."""
         if self._folder is None:
             return
-        if metrics.test is not None:
-            found = {f"test_{name}": value for name, value in metrics.test.values.items()}
-            self._folder.append_metrics({"step": state.step, "epoch": state.epoch, **found})
+        values = {f"test_{name}": value for name, value in found.values.items()}
+        self._folder.append_metrics({"step": state.step, "epoch": state.epoch, **values})
+        if state.position:  # else the epoch has a line of its own
+            name, value = found.main
+            self._progress.note(f"step {state.step}: test {name} {value:.4f}")
+
+    def epoch_done(self, metrics: EpochMetrics, state: TrainState) -> None:
+        """Show one line for the epoch."""
+        if self._folder is None:
+            return
         self._progress.note(metrics.describe())
 
     def checkpoint_done(self, path: Path) -> None:

@@ -81,6 +81,9 @@ class Watcher:
     def step_done(self, state: TrainState, metrics: StepMetrics, samples_per_second: float) -> None:
         """Learn of a step."""
 
+    def evaluation_done(self, found: Evaluation, state: TrainState) -> None:
+        """Learn of an evaluation; one at the end of an epoch comes before the epoch's own message."""
+
     def epoch_done(self, metrics: EpochMetrics, state: TrainState) -> None:
         """Learn of an epoch."""
 
@@ -137,6 +140,7 @@ def train(
         CheckpointError: a checkpoint could not be written, on all ranks alike.
     """
     every_steps, every_epochs = run.config.checkpoint.every_steps, run.config.train.evaluate_every_epochs
+    every_evaluation = run.config.train.evaluate_every_steps
     judge = _Judge(run)
     throughput, means, test = Throughput(), _Means(), None
     begin, stopped = time.monotonic(), False
@@ -151,15 +155,18 @@ def train(
         watcher.step_done(state, metrics, throughput.rate())
         with throughput.paused():
             test = None
-            if state.epoch != epoch:
-                if every_epochs and run.test_loader and state.epoch % every_epochs == 0 and not stopped:
-                    test = evaluate(run.network, run.test_loader)
-                    state = judge.judge(state, test)
+            epoch_ends = state.epoch != epoch
+            due = (epoch_ends and every_epochs and state.epoch % every_epochs == 0) or _is_due(state.step, every_evaluation)
+            if due and run.test_loader and not stopped:
+                test = evaluate(run.network, run.test_loader)
+                state = judge.judge(state, test)
+                watcher.evaluation_done(test, state)
+            if epoch_ends:
                 watcher.epoch_done(EpochMetrics(state.epoch, means.loss, means.accuracy, test, throughput.rate()), state)
                 means.clear()
-                if best and test is not None and state.stale == 0:
-                    _keep_best(run, state, best)
-            if checkpoints and every_steps and state.step % every_steps == 0:
+            if best and test is not None and state.stale == 0:
+                _keep_best(run, state, best)
+            if checkpoints and _is_due(state.step, every_steps):
                 watcher.checkpoint_done(_save(run, state, checkpoints))
                 saved_step = state.step
     wall_s = time.monotonic() - begin
@@ -170,6 +177,11 @@ def train(
     if test is None and run.test_loader and not interrupted:
         test = evaluate(run.network, run.test_loader)
     return Outcome(state, interrupted, early, train_loss, test, throughput.average(), wall_s)
+
+
+def _is_due(step: int, every: int) -> bool:
+    """Return whether something that is done every so many steps, 0: never, is due after this one."""
+    return every > 0 and step % every == 0
 
 
 class _Judge:

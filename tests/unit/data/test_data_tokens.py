@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_standard_library() -> None:
-    splits = open_datasets(DataConfig(format="pystdlib", test_fraction=0.1), start_mpi(), DataNeeds(context=256))
+    splits = open_datasets(DataConfig(format="pystdlib", test_fraction=0.1, test_samples=0), start_mpi(), DataNeeds(context=256))
     total = splits.train.num_samples + splits.test.num_samples
     assert splits.train.num_classes == 256 and splits.test.num_samples == total // 10 and total * 256 > 5_000_000
     text = splits.train.read_ids(np.arange(splits.train.num_samples)).astype(np.uint8).tobytes()
@@ -167,3 +167,14 @@ def test_the_standard_library() -> None:
     assert (stdlib / "json" / "decoder.py").read_bytes() in text
     tests = stdlib / "test" / "support" / "__init__.py"  # some systems install them apart
     assert not tests.exists() or tests.read_bytes()[:500] not in text
+
+
+@pytest.mark.parametrize(("test_samples", "expected"), [(-1, 256), (0, 400), (7, 7), (1000, 400)])
+def test_few_windows_are_enough_to_test_on(tmp_path: Path, test_samples: int, expected: int) -> None:
+    (tmp_path / "long.txt").write_bytes(bytes(range(250)) * 32 + b"\0")  # 2000 windows of 4
+    config = DataConfig(format="text", path=str(tmp_path / "long.txt"), test_fraction=0.2, test_samples=test_samples)
+    splits = open_datasets(config, start_mpi(), DataNeeds(context=4))
+    assert (splits.train.num_samples, splits.test.num_samples) == (1600, expected)
+    assert splits.test.read_ids(np.arange(1)).tolist() == [[6400 % 250 + i for i in range(4)]]
+    alone = open_test_set(config, DataNeeds(context=4))
+    assert alone.num_samples == expected

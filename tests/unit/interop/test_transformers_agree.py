@@ -57,6 +57,20 @@ CASES: dict[str, tuple[ModelConfig, DataShape, Callable[[], Any]]] = {
         TEXT,
         lambda: llama(tie_word_embeddings=True, rms_norm_eps=1e-2, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
     ),
+    "llama-3.1": (
+        ModelConfig(**LLAMA, rope_theta=50.0, rope_scaling=(8.0, 1.0, 4.0, 40.0)),
+        TEXT,
+        lambda: llama(
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 50.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 40,
+            }
+        ),
+    ),
     "bert-classifier": (
         ModelConfig(**BERT),
         LABELLED,
