@@ -87,7 +87,7 @@ class Attention(Layer):
         if self.num_heads < 1 or (self.head_dim == 0 and self.width % self.num_heads):
             raise ConfigError(
                 f"model.num_heads: layer {self.name} cannot divide its {self.width} features into {self.num_heads} heads: "
-                "choose a divisor of the width, or set model.head_dim"
+                "choose a divisor of the width, or set head_dim"
             )
         if self.num_kv_heads < 0 or self.num_heads % self.kv_heads:
             raise ConfigError(
@@ -96,7 +96,7 @@ class Attention(Layer):
             )
         if self.rotary is not None and self.features % 2:
             raise ConfigError(
-                f"model.head_dim: the rotary embedding of layer {self.name} turns pairs of features, but a head has "
+                f"head_dim: the rotary embedding of layer {self.name} turns pairs of features, but a head has "
                 f"{self.features}: choose an even number"
             )
 

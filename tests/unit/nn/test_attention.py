@@ -238,7 +238,7 @@ def test_declaration() -> None:
         ({"width": 10, "num_heads": 0}, "model.num_heads"),
         ({"width": 12, "num_heads": 6, "num_kv_heads": 4}, "model.num_kv_heads"),
         ({"width": 12, "num_heads": 6, "num_kv_heads": -1}, "model.num_kv_heads"),
-        ({"width": 9, "num_heads": 3, "rotary": Rotary()}, "model.head_dim"),
+        ({"width": 9, "num_heads": 3, "rotary": Rotary()}, "head_dim"),
     ],
 )
 def test_heads_that_do_not_divide(sizes: dict[str, Any], message: str) -> None:
