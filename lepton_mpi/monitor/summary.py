@@ -52,6 +52,7 @@ class Summary:
     weights_sha256: str
     grid: GridSizes
     samples_per_second: float
+    data_wait_share: float  # share of the time of the steps in which training waited for batches
     wall_seconds: float
     versions: Versions
 

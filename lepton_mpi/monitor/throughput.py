@@ -46,9 +46,14 @@ class Throughput:
         start, num_before = self._points[0]
         return _per_second(self._num_samples - num_before, self._last - start)
 
+    @property
+    def duration_s(self) -> float:
+        """Seconds from the start to the last `add`, pauses left out."""
+        return self._last - self._start
+
     def average(self) -> float:
         """Return samples a second from the start to the last `add`; 0 before any. Local."""
-        return _per_second(self._num_samples, self._last - self._start)
+        return _per_second(self._num_samples, self.duration_s)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

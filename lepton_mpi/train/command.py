@@ -108,7 +108,7 @@ def _train(
         folder.truncate_metrics(state.step)
         folder.write_config(format_toml(_resolved(run)))
         if not folder.is_finished(run.training.num_steps):
-            begun = Outcome(state, False, False, math.nan, None, 0.0, 0.0)
+            begun = Outcome(state, False, False, math.nan, None, 0.0, 0.0, 0.0)
             folder.write_summary(_summary(run, begun, "running", "", 0.0))  # what a killed job leaves
         view.begin(_banner(run, path, num_threads, num_hosts, driver), state, run.training.num_steps, newest)
     ready_s = time.monotonic() - begin
@@ -165,6 +165,7 @@ class _View(Watcher):
                 "grad_norm": metrics.grad_norm,
                 "lr": metrics.lr,
                 "samples_per_second": samples_per_second,
+                "data_wait_s": metrics.data_wait_s,
             }
         )
 
@@ -212,7 +213,7 @@ class _View(Watcher):
         """
         if self._folder is None or not self._begun:
             return
-        outcome = Outcome(self._state, False, False, self._loss, None, 0.0, wall_s)
+        outcome = Outcome(self._state, False, False, self._loss, None, 0.0, 0.0, wall_s)
         try:
             self._folder.write_summary(_summary(run, outcome, "failed", "", wall_s))
         except Exception:
@@ -301,6 +302,7 @@ def _summary(run: Run, outcome: Outcome, status: Status, digest: str, wall_s: fl
         weights_sha256=digest,
         grid=GridSizes(shape.data, shape.stages, shape.shards),
         samples_per_second=outcome.samples_per_second,
+        data_wait_share=outcome.data_wait_share,
         wall_seconds=wall_s,
         versions=collect_versions(mpi_library()),
     )

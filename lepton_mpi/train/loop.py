@@ -6,11 +6,12 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
+from lepton_mpi.data.prefetch import Prefetcher
 from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.monitor.throughput import Throughput
 from lepton_mpi.train.inference import evaluate
@@ -35,6 +36,7 @@ class Outcome:
         train_loss: mean loss over the samples of the last (maybe partial) epoch; nan if no step was done.
         test: evaluation on the test set, or None without one.
         samples_per_second: over all steps, evaluation and checkpoints left out.
+        data_wait_share: share of that time in which training waited for batches.
         wall_s: seconds from the first step to the last.
     """
 
@@ -44,6 +46,7 @@ class Outcome:
     train_loss: float
     test: Evaluation | None
     samples_per_second: float
+    data_wait_share: float
     wall_s: float
 
 
@@ -139,36 +142,38 @@ def train(
         NonFiniteError: loss or gradient became NaN or infinite, on all ranks alike.
         CheckpointError: a checkpoint could not be written, on all ranks alike.
     """
-    every_steps, every_epochs = run.config.checkpoint.every_steps, run.config.train.evaluate_every_epochs
-    every_evaluation = run.config.train.evaluate_every_steps
+    every_steps = run.config.checkpoint.every_steps
     judge = _Judge(run)
-    throughput, means, test = Throughput(), _Means(), None
+    throughput, means, waited_s = Throughput(), _Means(), 0.0
+    test: Evaluation | None = None
     begin, stopped = time.monotonic(), False
     saved_step = state.step if state.step else -1  # where the run begins there is nothing saved yet
     train_loss = math.nan
-    while state.step < run.training.num_steps and not stopped and not judge.has_lost_patience(state):
-        epoch = state.epoch
-        state, metrics = train_step(run.training, state, stop_requested())
-        throughput.add(metrics.num_samples)
-        means.add(metrics)
-        train_loss, stopped = means.loss, metrics.stop
-        watcher.step_done(state, metrics, throughput.rate())
-        with throughput.paused():
-            test = None
-            epoch_ends = state.epoch != epoch
-            due = (epoch_ends and every_epochs and state.epoch % every_epochs == 0) or _is_due(state.step, every_evaluation)
-            if due and run.test_loader and not stopped:
-                test = evaluate(run.network, run.test_loader)
-                state = judge.judge(state, test)
-                watcher.evaluation_done(test, state)
-            if epoch_ends:
-                watcher.epoch_done(EpochMetrics(state.epoch, means.loss, means.accuracy, test, throughput.rate()), state)
-                means.clear()
-            if best and test is not None and state.stale == 0:
-                _keep_best(run, state, best)
-            if checkpoints and _is_due(state.step, every_steps):
-                watcher.checkpoint_done(_save(run, state, checkpoints))
-                saved_step = state.step
+    with Prefetcher(run.training.loader) as batches:
+        training = replace(run.training, loader=batches)
+        while state.step < training.num_steps and not stopped and not judge.has_lost_patience(state):
+            epoch = state.epoch
+            state, metrics = train_step(training, state, stop_requested())
+            throughput.add(metrics.num_samples)
+            means.add(metrics)
+            waited_s += metrics.data_wait_s
+            train_loss, stopped = means.loss, metrics.stop
+            watcher.step_done(state, metrics, throughput.rate())
+            with throughput.paused():
+                epoch_ends = state.epoch != epoch
+                test = None
+                if run.test_loader and not stopped and judge.is_due(state, epoch_ends):
+                    test = evaluate(run.network, run.test_loader)
+                    state = judge.judge(state, test)
+                    watcher.evaluation_done(test, state)
+                if epoch_ends:
+                    watcher.epoch_done(EpochMetrics(state.epoch, means.loss, means.accuracy, test, throughput.rate()), state)
+                    means.clear()
+                if best and test is not None and state.stale == 0:
+                    _keep_best(run, state, best)
+                if checkpoints and _is_due(state.step, every_steps):
+                    watcher.checkpoint_done(_save(run, state, checkpoints))
+                    saved_step = state.step
     wall_s = time.monotonic() - begin
     if checkpoints and saved_step != state.step:
         watcher.checkpoint_done(_save(run, state, checkpoints))
@@ -176,20 +181,26 @@ def train(
     interrupted = stopped and state.step < run.training.num_steps and not early
     if test is None and run.test_loader and not interrupted:
         test = evaluate(run.network, run.test_loader)
-    return Outcome(state, interrupted, early, train_loss, test, throughput.average(), wall_s)
+    wait_share = waited_s / throughput.duration_s if throughput.duration_s else 0.0
+    return Outcome(state, interrupted, early, train_loss, test, throughput.average(), wait_share, wall_s)
 
 
-def _is_due(step: int, every: int) -> bool:
-    """Return whether something that is done every so many steps, 0: never, is due after this one."""
-    return every > 0 and step % every == 0
+def _is_due(count: int, every: int) -> bool:
+    """Return whether something that is done every so many steps or epochs, 0: never, is due after so many."""
+    return every > 0 and count % every == 0
 
 
 class _Judge:
-    """Watches the metric that early stopping and the best checkpoint go by. The same on all ranks."""
+    """Says when to evaluate, and watches the metric that early stopping and the best checkpoint go by. The same on all ranks."""
 
     def __init__(self, run: Run) -> None:
         self._metric, self._higher = watched_metric(run)
-        self._patience = run.config.train.patience
+        self._config = run.config.train
+
+    def is_due(self, state: TrainState, epoch_ends: bool) -> bool:
+        """Return whether an evaluation is due after a step. Local."""
+        at_epoch = epoch_ends and _is_due(state.epoch, self._config.evaluate_every_epochs)
+        return at_epoch or _is_due(state.step, self._config.evaluate_every_steps)
 
     def judge(self, state: TrainState, test: Evaluation) -> TrainState:
         """Return the state with an evaluation taken note of. Local."""
@@ -197,7 +208,7 @@ class _Judge:
 
     def has_lost_patience(self, state: TrainState) -> bool:
         """Return whether too many evaluations in a row were no better. Local."""
-        return 0 < self._patience <= state.stale
+        return 0 < self._config.patience <= state.stale
 
 
 def watched_metric(run: Run) -> tuple[str, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.waiting import wait
 from lepton_mpi.config.schema import OptimizerConfig
-from lepton_mpi.data.loader import Batch, Loader
+from lepton_mpi.data.loader import Batch
+from lepton_mpi.data.prefetch import BatchSource
 from lepton_mpi.errors import NonFiniteError
 from lepton_mpi.nn.loss import Loss
 from lepton_mpi.ops.sum_of_squares import sum_of_squares
@@ -53,7 +55,7 @@ class Training:
     groups: Mapping[str, ParameterGroup]
     loss: Loss
     ema_decay: float
-    loader: Loader
+    loader: BatchSource
     num_steps: int
     decay_step: int
 
@@ -68,6 +70,7 @@ class StepMetrics:
         grad_norm: global norm of the gradient, before clipping.
         lr: learning rate.
         num_samples: samples of the batch.
+        data_wait_s: seconds that the rank that waited longest for its part of the batch waited.
         stop: whether a rank was asked to stop.
     """
 
@@ -76,6 +79,7 @@ class StepMetrics:
     grad_norm: float
     lr: float
     num_samples: int
+    data_wait_s: float
     stop: bool
 
 
@@ -97,7 +101,9 @@ def train_step(training: Training, state: TrainState, stop_requested: bool) -> t
         NonFiniteError: loss or gradient is NaN or infinite, on all ranks alike; weights are as before the step.
     """
     network, exchange = training.network, training.exchange
+    begin = time.perf_counter()
     batch = training.loader.batch(state.epoch, state.position)  # local; depends on (seed, epoch, position) alone
+    data_wait_s = time.perf_counter() - begin
     network.memory.zero_grad()
     # A mean over the labels, if they all count alike; the vote tells their true weight, and the update then corrects for it.
     usual_weight = batch.num_global * labels_a_sample(network.model)
@@ -106,12 +112,12 @@ def train_step(training: Training, state: TrainState, stop_requested: bool) -> t
         local = network.pipeline.train(moved, training.loss, 1.0 / usual_weight, exchange.start_from)  # model axis; starts buckets
     network.shared_gradients.add_up()  # stages that hold the same parameter
     exchange.finish()  # data axis: the sum of the gradients, on the slices this rank owns
-    vote = _vote(training, state, local, stop_requested, batch.num_global, usual_weight)  # whole grid
+    vote = _vote(training, state, local, stop_requested, batch.num_global, usual_weight, data_wait_s)  # whole grid
     lr = learning_rate(training.optimizer_config, state.step, training.decay_step)
     clip = clip_scale(vote.grad_norm, training.optimizer_config.clip_norm)
     _update(training, lr, vote.grad_scale * clip, state.step + 1)
     exchange.publish()  # data axis: everyone sees the new weights
-    metrics = StepMetrics(vote.loss, vote.accuracy, vote.grad_norm, lr, batch.num_global, vote.stop)
+    metrics = StepMetrics(vote.loss, vote.accuracy, vote.grad_norm, lr, batch.num_global, vote.data_wait_s, vote.stop)
     return state.advance(batch.following), metrics
 
 
@@ -130,12 +136,19 @@ class _Vote:
     accuracy: float
     grad_norm: float
     grad_scale: float
+    data_wait_s: float
     stop: bool
 
 
 @collective("grid.world")
 def _vote(
-    training: Training, state: TrainState, local: LocalLoss, stop_requested: bool, num_samples: int, usual_weight: int
+    training: Training,
+    state: TrainState,
+    local: LocalLoss,
+    stop_requested: bool,
+    num_samples: int,
+    usual_weight: int,
+    data_wait_s: float,
 ) -> _Vote:
     """Bring loss, norm, and the wish to stop together in one message.
 
@@ -150,7 +163,7 @@ def _vote(
     )
     counts = grid.shard_index == 0  # the shards of the last stage all compute the same loss
     sums = (local.loss, local.weight, local.num_correct, local.num_counted) if counts else (0.0, 0.0, 0, 0)
-    mine = np.array([*sums, square, stop_requested], np.float64)
+    mine = np.array([*sums, square, stop_requested, data_wait_s], np.float64)
     votes = np.empty((grid.size, mine.size))
     wait(grid.world.Iallgather(mine, votes), "the losses and norms")
     finite_loss, finite_square = np.isfinite(votes[:, 0]), np.isfinite(votes[:, 4])
@@ -164,12 +177,15 @@ def _vote(
             f"{state.position}..{state.position + num_samples} of epoch {state.epoch}: look for NaN in the data, lower "
             "optimizer.lr, or set optimizer.clip_norm. The weights are those of the step before"
         )
-    loss, weight, num_correct, num_counted, norm_square, stop = votes.sum(axis=0)  # the same order, so the same bits, on all ranks
+    loss, weight, num_correct, num_counted, norm_square, stop, _ = votes.sum(
+        axis=0
+    )  # the same order, so the same bits, on all ranks
+    longest_wait_s = float(votes[:, -1].max())
     if weight <= 0.0:  # every label of the batch was one to ignore: nothing to learn from it
-        return _Vote(0.0, math.nan, 0.0, 0.0, stop > 0)
+        return _Vote(0.0, math.nan, 0.0, 0.0, longest_wait_s, stop > 0)
     grad_scale = usual_weight / weight
     accuracy = num_correct / num_counted if num_counted else math.nan
-    return _Vote(loss / weight, accuracy, math.sqrt(norm_square) * grad_scale, grad_scale, stop > 0)
+    return _Vote(loss / weight, accuracy, math.sqrt(norm_square) * grad_scale, grad_scale, longest_wait_s, stop > 0)
 
 
 def _update(training: Training, lr: float, grad_scale: float, step: int) -> None:

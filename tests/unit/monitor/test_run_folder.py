@@ -20,7 +20,19 @@ from lepton_mpi.monitor.run_folder import RunFolder, claim_folder, default_run_n
 from lepton_mpi.monitor.summary import GridSizes, Summary, Versions
 
 SUMMARY = Summary(
-    "finished", 3, 1.0, float("nan"), None, False, 0.5, "ab", GridSizes(1, 1, 1), 9.0, 2.0, Versions("1", "2", "3", "4", "5", "6")
+    "finished",
+    3,
+    1.0,
+    float("nan"),
+    None,
+    False,
+    0.5,
+    "ab",
+    GridSizes(1, 1, 1),
+    9.0,
+    0.1,
+    2.0,
+    Versions("1", "2", "3", "4", "5", "6"),
 )
 
 

@@ -33,6 +33,7 @@ def make_summary(train_loss: float) -> Summary:
         weights_sha256="ab12",
         grid=GridSizes(data=2, stages=1, shards=2),
         samples_per_second=1000.0,
+        data_wait_share=0.25,
         wall_seconds=9.5,
         versions=VERSIONS,
     )
@@ -59,6 +60,7 @@ def test_the_json_holds_every_field() -> None:
         "weights_sha256": "ab12",
         "grid": {"data": 2, "stages": 1, "shards": 2},
         "samples_per_second": 1000.0,
+        "data_wait_share": 0.25,
         "wall_seconds": 9.5,
         "versions": {"lepton_mpi": "0.1", "python": "3.11", "numpy": "2", "mpi4py": "4", "mpi": "Open MPI", "h5py": "3"},
     }
