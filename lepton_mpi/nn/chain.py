@@ -28,6 +28,11 @@ class Chain(Layer):
         """As the last layer says."""
         return bool(self.layers) and self.layers[-1].divided
 
+    @property
+    def divided_unit(self) -> int:
+        """As the last layer says."""
+        return self.layers[-1].divided_unit if self.layers else 1
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return what the last layer makes of them."""
         for layer in self.layers:

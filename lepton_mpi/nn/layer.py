@@ -37,6 +37,11 @@ class Layer(ABC):
         """Whether the last dim of the output is divided over the shards; the layer after it must expect that."""
         return False
 
+    @property
+    def divided_unit(self) -> int:
+        """Length of the units in which a divided output is divided."""
+        return 1
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return the global shapes that it makes of these; the same ones unless overridden. Local.
 

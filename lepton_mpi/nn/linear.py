@@ -73,6 +73,11 @@ class Linear(Layer):
         """True after a column split that is not gathered."""
         return self.split == "column" and not self.gather
 
+    @property
+    def divided_unit(self) -> int:
+        """As the outputs are divided."""
+        return self.unit
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return [..., O] for [..., I]."""
         return ((*require_shape(self, shapes, (-1, self.in_features))[:-1], self.out_features),)

@@ -12,6 +12,7 @@ from lepton_mpi.nn.loss import Loss, LossResult
 from lepton_mpi.ops.array_module import Array, array_module
 from lepton_mpi.ops.bpr import bpr, bpr_backward
 from lepton_mpi.ops.sigmoid_cross_entropy import sigmoid_cross_entropy, sigmoid_cross_entropy_backward
+from lepton_mpi.ops.soft_cross_entropy import soft_cross_entropy_with_gradient
 from lepton_mpi.ops.softmax_cross_entropy import softmax_cross_entropy_with_gradient
 from lepton_mpi.ops.squared_error import squared_error, squared_error_backward
 
@@ -21,7 +22,8 @@ from lepton_mpi.ops.squared_error import squared_error, squared_error_backward
 class SoftmaxCrossEntropy(Loss):
     """Cross entropy of one class at each position: output [B, ..., C], target int64 [B, ...].
 
-    Labels of -100 count nothing. The definitions are those of PyTorch's `nn.CrossEntropyLoss`.
+    Labels of -100 count nothing. The definitions are those of PyTorch's `nn.CrossEntropyLoss`. Instead of a class a label may
+    be float32 [B, ..., C], the share of each class, as mixup makes them; see `soft_cross_entropy_with_gradient`.
 
     Attributes:
         class_weights: C numbers of at least 0, or none for ones.
@@ -43,7 +45,10 @@ class SoftmaxCrossEntropy(Loss):
 
     def __call__(self, output: Any, target: Any, factor: float) -> LossResult:
         weights = array_module(output).asarray(self.class_weights, output.dtype) if self.class_weights else None
-        sums, gradient = softmax_cross_entropy_with_gradient(output, target, factor, weights, self.label_smoothing)
+        cross_entropy = (
+            soft_cross_entropy_with_gradient if target.dtype.kind == "f" else softmax_cross_entropy_with_gradient
+        )
+        sums, gradient = cross_entropy(output, target, factor, weights, self.label_smoothing)
         return LossResult(sums.loss, sums.weight, gradient, sums.num_correct, sums.num_counted)
 
 

@@ -12,6 +12,7 @@ from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.comm.waiting import wait
 from lepton_mpi.nn.move import Move, Stay
 from lepton_mpi.nn.place import Place
+from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.ops.product import Precision
 from lepton_mpi.parallel.shard_moves import GatherFromShards, ReplicateToShards, SumOverShards
 
@@ -48,9 +49,11 @@ class GridPlace(Place):
         comm = self.grid.data
         if comm.Get_size() == 1:
             return x[None]
-        rows = np.empty((comm.Get_size(), x.size), x.dtype)
-        wait(comm.Iallgather(np.ascontiguousarray(x), rows), "the batch statistics")
-        return rows
+        xp = array_module(x)
+        own = np.ascontiguousarray(x if xp is np else xp.asnumpy(x))  # device arrays travel through host memory
+        rows = np.empty((comm.Get_size(), own.size), own.dtype)
+        wait(comm.Iallgather(own, rows), "the batch statistics")
+        return xp.asarray(rows)
 
 
 def place_on(grid: ProcessGrid, seed: int, precision: Precision) -> GridPlace:

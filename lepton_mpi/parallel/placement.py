@@ -120,5 +120,6 @@ def _local(shapes: Shapes, before: Layer, shards: int, shard: int) -> Shapes:
     """Return the shapes on one shard of what a layer hands on."""
     if not before.divided:
         return shapes
-    start, stop = split_range(shapes[0][-1], shards, shard)
-    return ((*shapes[0][:-1], stop - start),)
+    unit = before.divided_unit
+    start, stop = split_range(shapes[0][-1] // unit, shards, shard)
+    return ((*shapes[0][:-1], (stop - start) * unit),)

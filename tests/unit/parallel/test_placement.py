@@ -97,6 +97,15 @@ def test_a_shared_parameter_lies_first_and_is_answered_for_once() -> None:
     assert last.layer_starts == (last.layout.offsets[1], last.layout.offsets[3])
 
 
+def test_a_divided_output_is_cut_in_its_units() -> None:
+    layers = (Linear("a", 6, 12, split="column", unit=4), Linear("b", 12, 6, split="row", unit=4))
+    model = ModelSpec("test", TASKS["regression"], DataShape((6,), 0, (6,)), layers)
+    shapes = [plan_stage(model, 2, 2, stage, shard) for shard in range(2) for stage in range(2)]
+    assert [shapes[0].out_shapes, shapes[2].out_shapes] == [shapes[1].in_shapes, shapes[3].in_shapes]
+    assert sorted(plan.in_shapes[0][0] for plan in shapes[1::2]) == [4, 8]
+    assert shapes[1].in_shapes == ((shapes[1].layout.blocks[0].shape[1],),)
+
+
 def test_a_parameter_shared_within_a_stage_is_complete_with_its_first_layer() -> None:
     plan = plan_stage(shared_model(), 1, 1, 0, 0)
     assert plan.shared == ()
