@@ -1,0 +1,114 @@
+"""Batches of a stream: what a `Loader` is for a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, final
+
+import numpy as np
+
+from lepton_mpi.comm.contract import collective
+from lepton_mpi.data.loader import Batch
+from lepton_mpi.data.normalisation import Normalisation
+from lepton_mpi.data.stream import Columns, Records, RecordStream, await_records
+from lepton_mpi.errors import DataError
+from lepton_mpi.models.family import InputKind
+from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.runtime.ranges import split_range
+
+
+@final
+class StreamLoader:
+    """Take this rank's part of the records that all ranks wait for together. Every record is used once, in order.
+
+    Positions are those of the stream; the epoch is always 0.
+
+    Args:
+        stream: the records.
+        columns: makes arrays of them.
+        normalisation: what is done to values.
+        global_batch: records of a batch over all data ranks; the last one of the stream may have fewer.
+        idle_s: the stream has ended when nothing came for so long.
+        data_index: this rank's coordinate on the data axis.
+        data_size: ranks along the data axis.
+        micro_batches: pieces that the batch is cut into.
+        input_kind: "values", or "ids".
+        want_inputs: whether batches carry inputs (the first stage).
+        want_labels: whether batches carry labels (the last stage).
+    """
+
+    def __init__(
+        self,
+        stream: RecordStream,
+        columns: Columns,
+        normalisation: Normalisation,
+        *,
+        global_batch: int,
+        idle_s: float,
+        data_index: int = 0,
+        data_size: int = 1,
+        micro_batches: int = 1,
+        input_kind: InputKind = "values",
+        want_inputs: bool = True,
+        want_labels: bool = True,
+    ) -> None:
+        self._stream, self._columns, self._normalisation = stream, columns, normalisation
+        self._global_batch, self._idle_s = global_batch, idle_s
+        self._data_index, self._data_size, self._micro_batches = data_index, data_size, micro_batches
+        self._input_kind = input_kind
+        self._want_inputs, self._want_labels = want_inputs, want_labels
+        self._records = Records(0, 0, 0)
+
+    @collective("comm")
+    def await_batch(
+        self, comm: MPI.Intracomm, position: int, stop_requested: Callable[[], bool]
+    ) -> Literal["ready", "ended", "stopped"]:
+        """Wait until the batch at a position is there.
+
+        Collective over comm.
+
+        Args:
+            comm: all ranks.
+            position: where the batch begins.
+            stop_requested: whether this rank was told to stop.
+
+        Raises:
+            DataError: the stream cannot be read, on all ranks alike.
+        """
+        found = await_records(comm, self._stream, position, self._global_batch, self._idle_s, stop_requested)
+        if not isinstance(found, Records):
+            return found
+        self._records = found
+        return "ready"
+
+    def batch(self, epoch: int, position: int) -> Batch:
+        """Return the arrays of this rank's part of the batch that `await_batch` has found. Local.
+
+        Raises:
+            DataError: a record is none, or is not there.
+        """
+        records = self._records
+        if records.position != position or records.count == 0:
+            raise DataError(
+                f"stream: expected to be asked for the batch at byte {records.position}, got {position}: a stream has no way back"
+            )
+        first_rows, sizes, lines = [], [], []
+        for m in range(self._micro_batches):
+            start, stop = split_range(records.count, self._micro_batches, m)
+            first, last = split_range(stop - start, self._data_size, self._data_index)
+            first_rows.append(start + first)
+            sizes.append(last - first)
+            lines += self._stream.read(records, start + first, start + last)
+        inputs, labels = self._columns.parse(lines)
+        ends = np.cumsum(sizes)[:-1]
+        arrays = inputs.astype(np.int64) if self._input_kind == "ids" else self._normalisation.apply(inputs.astype(np.float32))
+        return Batch(
+            epoch,
+            position,
+            records.count,
+            sizes,
+            first_rows,
+            np.split(arrays, ends) if self._want_inputs else [],
+            np.split(labels, ends) if self._want_labels else [],
+            (0, records.following),
+        )
