@@ -46,7 +46,7 @@ def softmax_reference(scores: Array, *, scale: float = 1.0, first_query: int | N
         return
     scores *= scale
     if first_query is not None:
-        scores[..., ~_seen(scores, first_query)] = -np.inf
+        xp.copyto(scores, -np.inf, where=~_seen(scores, first_query))
     if key_mask is not None:
         xp.copyto(scores, -np.inf, where=~key_mask[:, None, None, :])
     largest = scores.max(axis=-1, keepdims=True)
@@ -81,7 +81,7 @@ def softmax_backward(dp: Array, p: Array, *, scale: float = 1.0, first_query: in
 def softmax_backward_reference(dp: Array, p: Array, *, scale: float = 1.0, first_query: int | None = None) -> None:
     """Do what `softmax_backward` does, in NumPy or CuPy and any float dtype. Local."""
     if first_query is not None:
-        dp[..., ~_seen(dp, first_query)] = 0
+        array_module(dp).copyto(dp, 0, where=~_seen(dp, first_query))
     dp -= (dp * p).sum(axis=-1, keepdims=True)
     dp *= p
     dp *= scale

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+from op_cases import CASES, make_arrays
 
+from lepton_mpi.errors import DataError
 from lepton_mpi.ops.adamw_update import adamw_update
 from lepton_mpi.ops.array_module import array_module
+from lepton_mpi.ops.bf16 import round_to_bf16
 from lepton_mpi.ops.bias_relu import bias_relu
-from lepton_mpi.ops.linear import linear, linear_backward_input, linear_backward_weight
-from lepton_mpi.ops.relu import relu, relu_backward
+from lepton_mpi.ops.dropout import dropout
 from lepton_mpi.ops.sgd_update import sgd_update
-from lepton_mpi.ops.softmax_cross_entropy import softmax_cross_entropy, softmax_cross_entropy_backward
+from lepton_mpi.ops.softmax_cross_entropy import softmax_cross_entropy
 from lepton_mpi.ops.sum_of_squares import sum_of_squares
 
 cupy = pytest.importorskip("cupy", reason="needs CuPy")
@@ -71,21 +73,37 @@ def test_bias_relu_same_bits_as_cpu(shape):
     np.testing.assert_array_equal(cupy.asnumpy(received), y)
 
 
-@pytest.mark.parametrize("batch_size", [0, 1, 33])
-def test_layer_operations(batch_size):
-    x, W, b = normal((batch_size, 17), 6), normal((9, 17), 7), normal(9, 8)
-    labels = np.random.default_rng(9).integers(0, 9, batch_size)
-    results = []
-    for xp in (np, cupy):
-        on = [xp.asarray(array) for array in (x, W, b, labels)]
-        y = relu(linear(*on[:3]))
-        loss, probabilities = softmax_cross_entropy(y, on[3], 0.25)
-        dz = relu_backward(softmax_cross_entropy_backward(probabilities, on[3], 0.25), y)
-        dW, db = xp.ones_like(on[1]), xp.ones_like(on[2])
-        linear_backward_weight(dz, on[0], dW, db)
-        results.append([loss, *(cupy.asnumpy(array) for array in (y, probabilities, linear_backward_input(dz, on[1]), dW, db))])
-    for received, expected in zip(results[1], results[0], strict=True):
-        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", CASES)
+def test_same_as_on_the_host(name):
+    function, arrays = CASES[name][0], make_arrays(name)
+    expected, received = (function(*(xp.asarray(array) for array in arrays)) for xp in (np, cupy))
+    if not isinstance(expected, tuple):
+        expected, received = (expected,), (received,)
+    for one, other in zip(received, expected, strict=True):
+        if not isinstance(other, np.ndarray):
+            assert one == pytest.approx(other, rel=1e-5)
+            continue
+        assert (type(one), one.shape, one.dtype) == (cupy.ndarray, other.shape, other.dtype)
+        np.testing.assert_allclose(cupy.asnumpy(one), other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (257, 33)])
+def test_rounding_to_bf16_has_the_same_bits(shape):
+    x = normal(shape, 6)
+    x.flat[0] = np.inf
+    np.testing.assert_array_equal(cupy.asnumpy(round_to_bf16(cupy.asarray(x))), round_to_bf16(x))
+
+
+def test_dropout_has_the_same_mask():
+    x = normal((33, 257), 7)
+    received, expected = (dropout(xp.asarray(x), 0.3, 12345, 7, 11, 300, 3) for xp in (cupy, np))
+    np.testing.assert_array_equal(cupy.asnumpy(received[1]), expected[1])
+    np.testing.assert_array_equal(cupy.asnumpy(received[0]), expected[0])
+
+
+def test_a_label_out_of_range_is_named():
+    with pytest.raises(DataError, match=r"label \[1, 1\]: .* received 3"):
+        softmax_cross_entropy(cupy.zeros((2, 2, 3), np.float32), cupy.asarray([[0, 1], [2, 3]]))
 
 
 def test_device_arrays_are_told_from_host_arrays():

@@ -1,0 +1,57 @@
+// Codecs, sums in rank order and optimizer updates.
+#include "digest.hpp"
+
+#include "lepton/codec.hpp"
+#include "lepton/sum.hpp"
+#include "lepton/update.hpp"
+
+using namespace lepton;
+using digest::make_values;
+using digest::show;
+
+namespace {
+
+constexpr std::size_t n = 100003;
+
+void show_codecs(const std::vector<float>& x) {
+  for (const Codec codec : {Codec::exact, Codec::bf16, Codec::int8}) {
+    const std::string suffix = " of codec " + std::to_string(static_cast<int>(codec));
+    const std::size_t nbytes = encoded_nbytes(codec, n);
+    // At an odd address, as payloads may be.
+    std::vector<std::byte> payload(2 * nbytes + 1);
+    std::vector<float> out = make_values(n, 2);
+    encode(codec, x.data(), n, payload.data() + 1);
+    encode(codec, out.data(), n, payload.data() + 1 + nbytes);
+    show("encode" + suffix, payload);
+    decode_add(codec, payload.data() + 1, n, out.data());
+    show("decode_add" + suffix, out);
+    decode(codec, payload.data() + 1, n, out.data());
+    show("decode" + suffix, out);
+    add_payloads(codec, payload.data() + 1, nbytes, 2, 1, n, out.data());
+    show("add_payloads" + suffix, out);
+  }
+}
+
+void show_updates(const std::vector<float>& x) {
+  std::vector<float> values = make_values(n, 3), m = make_values(n, 4), v(n, 0.0f);
+  sgd_update(values.data(), x.data(), nullptr, n, 0.03, 0.0, 0.01, 0.37);
+  show("sgd_update", values);
+  sgd_update(values.data(), x.data(), m.data(), n, 0.03, 0.9, 0.01, 0.37);
+  show("sgd_update with momentum", values);
+  for (int step = 1; step <= 3; ++step) {
+    adamw_update(values.data(), x.data(), m.data(), v.data(), n, 1e-3, 0.9, 0.999, 1e-8, 0.1, 0.37, step);
+  }
+  show("adamw_update", values);
+  const double sum = sum_of_squares(x.data(), n);
+  show("sum_of_squares", &sum, sizeof sum);
+}
+
+}  // namespace
+
+int main() {
+  std::vector<float> x = make_values(n, 1), y = make_values(n, 5), out(n);
+  show_codecs(x);
+  show_updates(x);
+  sum_slices({x.data(), y.data(), x.data()}, 3, n - 2, out.data());
+  show("sum_slices", out);
+}
