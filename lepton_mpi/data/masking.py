@@ -34,10 +34,10 @@ class Masking:
         rate: share of the tokens that is chosen; 0.15 in the paper.
         mask_token: token that hides another.
         vocab_size: number of tokens that random ones are drawn from.
-        pad_token: token that is never chosen; None or -1: there is none.
+        pad_token: token that is never chosen and never drawn, since models give it no attention; None or -1: there is none.
 
     Raises:
-        ConfigError: `rate` is not above 0 and at most 1, or `mask_token` is no token of the vocabulary.
+        ConfigError: `rate` is not above 0 and at most 1, or `mask_token` is no token of the vocabulary or the padding.
     """
 
     rate: float
@@ -52,6 +52,10 @@ class Masking:
             raise ConfigError(
                 f"data.mask_token: expected a token of the vocabulary, 0 .. {self.vocab_size - 1}, got {self.mask_token}: "
                 "set model.vocab_size or data.mask_token"
+            )
+        if self.mask_token == self.pad_token:
+            raise ConfigError(
+                f"data.mask_token: {self.mask_token} is model.pad_token too, which gets no attention: set one to another token"
             )
 
     def prepare(
@@ -73,12 +77,20 @@ class Masking:
         samples = indices.astype(np.uint64)
         rows, columns = np.nonzero(self._choose(tokens_BT, seed, epoch, samples))
         words = philox(random_key(seed, "mask token", epoch), samples[rows], columns.astype(np.uint64)).astype(np.uint64)
-        lot, drawn = words[:, 0] / 2.0**32, (words[:, 1] * np.uint64(self.vocab_size) >> _WORD).astype(np.int64)
+        lot, drawn = words[:, 0] / 2.0**32, self._draw(words[:, 1])
         original = tokens_BT[rows, columns]
         hidden = np.where(lot < _MASKED, self.mask_token, np.where(lot < _MASKED + _RANDOM, drawn, original))
         masked_BT, asked_BT = tokens_BT.copy(), np.full(tokens_BT.shape, NOT_ASKED, np.int64)
         masked_BT[rows, columns], asked_BT[rows, columns] = hidden, original
         return masked_BT.reshape(inputs.shape), asked_BT.reshape(inputs.shape)
+
+    def _draw(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return a token for each random word, any but the padding equally likely."""
+        if self.pad_token is None or not 0 <= self.pad_token < self.vocab_size:
+            return (words * np.uint64(self.vocab_size) >> _WORD).astype(np.int64)
+        drawn = (words * np.uint64(self.vocab_size - 1) >> _WORD).astype(np.int64)
+        drawn += drawn >= self.pad_token
+        return drawn
 
     def _choose(self, tokens_BT: NDArray[np.int64], seed: int, epoch: int, samples: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return which positions are chosen, bool[B, T]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -80,6 +80,16 @@ class ModelSpec:
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one sample's output."""
         return self.boundaries[-1][0]
+
+    def for_samples(self, input_shape: tuple[int, ...]) -> ModelSpec:
+        """Return the same layers for samples of another shape. Local.
+
+        Raises:
+            ConfigError: the layers cannot take them.
+        """
+        model = replace(self, data=replace(self.data, input_shape=input_shape))
+        _ = model.boundaries
+        return model
 
     @cached_property
     def costs(self) -> tuple[int, ...]:

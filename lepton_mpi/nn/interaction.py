@@ -32,7 +32,7 @@ class PairEmbedding(Layer):
     Attributes:
         num_users, num_items: rows of the tables.
         num_features: E.
-        pairs: P of the output on paper.
+        pairs: P of the output on paper for samples of two columns. Where it is more than 1, the loader adds items, in any number.
         biases: whether users and items have a bias each.
         initial: law of the initial embeddings; biases start at 0.
     """
@@ -54,14 +54,15 @@ class PairEmbedding(Layer):
         return tuple(tables)
 
     def output(self, shapes: Shapes) -> Shapes:
-        """Return [P, 2 E], or [P, 2 E + 1] with biases, for 2 or 1 + P ids.
+        """Return [P, 2 E], or [P, 2 E + 1] with biases, for 2 ids, or where items are added for any number 1 + P of them.
 
         Raises:
             ConfigError: the input is another.
         """
-        if shapes not in (((2,),), ((1 + self.pairs,),)):
+        if len(shapes) != 1 or len(shapes[0]) != 1 or shapes[0][0] < 2 or (self.pairs == 1 and shapes[0] != (2,)):
             raise ConfigError(f"layer {self.name}: expected samples of 2 columns (user, item), got {shapes}: check the data")
-        return ((self.pairs, 2 * self.num_features + self.biases),)
+        (columns,) = shapes[0]
+        return ((self.pairs if columns == 2 else columns - 1, 2 * self.num_features + self.biases),)
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
         """Return the layer at work."""

@@ -45,9 +45,7 @@ class SoftmaxCrossEntropy(Loss):
 
     def __call__(self, output: Any, target: Any, factor: float) -> LossResult:
         weights = array_module(output).asarray(self.class_weights, output.dtype) if self.class_weights else None
-        cross_entropy = (
-            soft_cross_entropy_with_gradient if target.dtype.kind == "f" else softmax_cross_entropy_with_gradient
-        )
+        cross_entropy = soft_cross_entropy_with_gradient if target.dtype.kind == "f" else softmax_cross_entropy_with_gradient
         sums, gradient = cross_entropy(output, target, factor, weights, self.label_smoothing)
         return LossResult(sums.loss, sums.weight, gradient, sums.num_correct, sums.num_counted)
 

@@ -16,8 +16,6 @@ from lepton_mpi.runtime.ranges import split_range
 
 # Every parameter starts at a multiple of this many values: one cache line.
 _ALIGNMENT = 16
-# The longest block that a codec gives one scale.
-_STATISTICS_ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
@@ -125,8 +123,7 @@ class Parameter:
 class ParameterLayout:
     """Where the parameters of one model part lie in a flat buffer.
 
-    Blocks follow each other as given, each at a multiple of 16 values; statistics come after all weights and begin at a
-    multiple of 256 values, so that no codec's block holds gradients and statistics at once.
+    Blocks follow each other as given, each at a multiple of 16 values, statistics after all weights.
 
     Attributes:
         blocks: the blocks in order.
@@ -139,9 +136,7 @@ class ParameterLayout:
         """Lay blocks out."""
         self.blocks = (*weights, *statistics)
         offsets, end = [], 0
-        for i, block in enumerate(self.blocks):
-            if i == len(weights):
-                end = -(-end // _STATISTICS_ALIGNMENT) * _STATISTICS_ALIGNMENT
+        for block in self.blocks:
             offsets.append(end)
             end += -(-block.size // _ALIGNMENT) * _ALIGNMENT
         self.offsets = tuple(offsets)

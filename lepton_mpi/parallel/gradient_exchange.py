@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lepton_mpi import native
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
+from lepton_mpi.comm.reduction import sum_in_rank_order
 from lepton_mpi.compress.codec import make_codec
 from lepton_mpi.nn.parameter import ParameterLayout, ParameterSpec
 from lepton_mpi.parallel.node_parameters import NodeParameters
@@ -60,7 +61,7 @@ class GradientExchange:
             grid: the process grid.
             memory: parameters of this rank.
             mode: codec between nodes: exact, bf16 or int8.
-            bounds: see `bucket_bounds`.
+            bounds: see `bucket_bounds`; of the weights, without the running statistics.
             timeout_s: give up when nothing moves for this long.
             spin: poll a little before sleeping; only where ranks do not outnumber cores.
         """
@@ -80,25 +81,22 @@ class GradientExchange:
             timeout_s=timeout_s,
             spin_s=_SPIN_S if spin else 0.0,
         )
-        # Running statistics lie behind all weights, but are complete only with the first layer: they wait for `finish`.
-        buckets = range(self._engine.num_buckets)
-        self._early = [b for b in buckets if bounds[b + 1] <= memory.layout.statistics_start]
-        self._late = buckets[len(self._early) :]
-        self._waiting = self._early.copy()
+        self._next_bucket = self._engine.num_buckets - 1
+        self._data = grid.data
+        self._statistics = slice(memory.layout.statistics_start, memory.layout.num_values)
+        self._own_grad = memory.grads[rank]
         extents = [self._engine.owned(b) for b in range(self._engine.num_buckets)]
+        if rank == 0:  # every rank of the node knows their sums; one writes
+            extents.append((self._statistics.start, self._statistics.stop))
         self.owned_slices = _cut_slices(memory.layout, extents, grid.is_first_data_node)
 
     def start_from(self, offset: int) -> None:
-        """Start the buckets of weights that begin at or after an offset of the flat buffer. Local.
-
-        The gradients of the weights there must be complete; running statistics need not be.
-        """
-        while self._waiting and self._bounds[self._waiting[-1]] >= offset:
-            self._start(self._waiting.pop())
-
-    def _start(self, bucket: int) -> None:
-        self._memory.download_grad(self._bounds[bucket], self._bounds[bucket + 1])
-        self._engine.start(bucket)
+        """Start the buckets of weights that begin at or after an offset of the flat buffer; those must be complete. Local."""
+        while self._next_bucket >= 0 and self._bounds[self._next_bucket] >= offset:
+            bucket = self._next_bucket
+            self._memory.download_grad(self._bounds[bucket], self._bounds[bucket + 1])
+            self._engine.start(bucket)
+            self._next_bucket -= 1
 
     @collective("grid.data")
     def finish(self) -> None:
@@ -110,9 +108,20 @@ class GradientExchange:
             StallError: other ranks stayed away too long.
         """
         self.start_from(0)
-        for bucket in self._late:
-            self._start(bucket)
         self._engine.finish()
+        self._sum_statistics()
+
+    @collective("grid.data")
+    def _sum_statistics(self) -> None:
+        """Add up what the data ranks' layers change of running statistics, exactly whatever the codec.
+
+        Collective over grid.data. They are few, complete only with the first layer, and of other sizes than gradients:
+        in a block of a codec the small ones would vanish beside the large ones.
+        """
+        if self._statistics.start < self._statistics.stop:
+            self._memory.download_grad(self._statistics.start, self._statistics.stop)
+            own = self._own_grad[self._statistics]
+            own[...] = sum_in_rank_order(self._data, own)
 
     @collective("grid.data")
     def publish(self) -> None:
@@ -124,7 +133,7 @@ class GradientExchange:
             StallError: other ranks stayed away too long.
         """
         self._engine.publish()
-        self._waiting = self._early.copy()
+        self._next_bucket = self._engine.num_buckets - 1
         self._memory.upload()
 
     @property

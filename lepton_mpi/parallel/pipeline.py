@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,6 +104,16 @@ class Pipeline:
         self._out_shapes = plan.out_shapes
         self._xp = xp
         self._pad_id = pad_id
+
+    def with_shapes(self, in_shapes: Shapes, out_shapes: Shapes) -> Pipeline:
+        """Return an executor of the same layers for samples of another shape. Local.
+
+        Args:
+            in_shapes, out_shapes: what is received from the stages before and after, see `stage_shapes`.
+        """
+        other = copy(self)
+        other._in_shapes, other._out_shapes = in_shapes, out_shapes
+        return other
 
     @collective("grid.model")
     def train(self, batch: MicroBatches, loss: Loss, factor: float, ready: GradientReady) -> LocalLoss:

@@ -78,13 +78,34 @@ def plan_stage(model: ModelSpec, stages: int, shards: int, stage: int, shard: in
     statistics = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "statistic"]
     weights = [_cut(spec, shards, shard, stage == holders[spec.name][0]) for spec in [*shared, *private]]
     layout = ParameterLayout(weights, [cut_parameter(spec, shards, shard) for spec in statistics])
+    in_shapes, out_shapes = _ends(model, runs[stage], shards, shard)
     return StagePlan(
         layers,
         layout,
         _layer_starts(layers, layout, {spec.name for spec in private}),
         tuple((index, holders[spec.name]) for index, spec in enumerate(shared)),
-        model.boundaries[first] if first == 0 else _local(model.boundaries[first], model.layers[first - 1], shards, shard),
-        _local(model.boundaries[last], model.layers[last - 1], shards, shard),
+        in_shapes,
+        out_shapes,
+    )
+
+
+def stage_shapes(
+    model: ModelSpec, stages: int, shards: int, stage: int, shard: int, input_shape: tuple[int, ...]
+) -> tuple[Shapes, Shapes]:
+    """Return what enters and leaves a place of the grid, as `StagePlan` has it, for samples of another shape. Local.
+
+    Raises:
+        ConfigError: the model cannot take such samples.
+    """
+    return _ends(model.for_samples(input_shape), balance_stages(model.costs, stages)[stage], shards, shard)
+
+
+def _ends(model: ModelSpec, run: tuple[int, int], shards: int, shard: int) -> tuple[Shapes, Shapes]:
+    first, last = run
+    entering, leaving = model.boundaries[first], model.boundaries[last]
+    return (
+        entering if first == 0 else _local(entering, model.layers[first - 1], shards, shard),
+        _local(leaving, model.layers[last - 1], shards, shard),
     )
 
 

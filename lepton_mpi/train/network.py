@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lepton_mpi.comm.contract import collective
@@ -16,7 +16,7 @@ from lepton_mpi.parallel.gradient_exchange import bucket_bounds
 from lepton_mpi.parallel.grid_place import place_on
 from lepton_mpi.parallel.node_parameters import NodeParameters
 from lepton_mpi.parallel.pipeline import Pipeline
-from lepton_mpi.parallel.placement import plan_stage
+from lepton_mpi.parallel.placement import plan_stage, stage_shapes
 from lepton_mpi.parallel.shared_gradients import SharedGradients
 from lepton_mpi.parallel.stage import build_stage
 from lepton_mpi.parallel.weights import WeightGatherer
@@ -46,6 +46,18 @@ class Network:
     shared_gradients: SharedGradients
     weights: WeightGatherer
     xp: Any
+
+    def for_samples(self, input_shape: tuple[int, ...]) -> Network:
+        """Return the same network, with the same weights, for samples of another shape. Local.
+
+        Raises:
+            ConfigError: the layers cannot take them.
+        """
+        if input_shape == self.model.data.input_shape:
+            return self
+        grid, shape = self.grid, self.grid.shape
+        ends = stage_shapes(self.model, shape.stages, shape.shards, grid.stage_index, grid.shard_index, input_shape)
+        return replace(self, model=self.model.for_samples(input_shape), pipeline=self.pipeline.with_shapes(*ends))
 
 
 def declare_model(config: ModelConfig, data: DataShape) -> ModelSpec:
@@ -112,7 +124,7 @@ def build_network(
     places = [(stage, shard) for stage in range(shape.stages) for shard in range(shape.shards)]
     plans = {place: plan_stage(model, shape.stages, shape.shards, *place) for place in places}
     layouts = {place: plan.layout for place, plan in plans.items()}
-    bounds = {place: bucket_bounds(layout.num_values, bucket_mib) for place, layout in layouts.items()}
+    bounds = {place: bucket_bounds(layout.statistics_start, bucket_mib) for place, layout in layouts.items()}
     num_buckets = {place: len(bound) - 1 for place, bound in bounds.items()}
     memory = NodeParameters(grid, layouts, slot_names, num_buckets, xp)
     here = (grid.stage_index, grid.shard_index)

@@ -16,9 +16,10 @@ from lepton_mpi.data.dataset import Dataset
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.normalisation import measure_normalisation
 from lepton_mpi.data.sampler import Sampler
-from lepton_mpi.models.mlp import mlp
+from lepton_mpi.models.family import DataShape
 from lepton_mpi.nn.parameter import cut_parameter, initial_values
 from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.train.network import declare_model
 
 Weights = dict[str, NDArray[np.float64]]
 
@@ -34,7 +35,7 @@ class PlainResult:
 
 
 def initial_weights(config: Config, dataset: Dataset) -> Weights:
-    model = mlp(math.prod(dataset.input_shape), config.model.hidden_sizes, dataset.num_classes)
+    model = declare_model(config.model, DataShape(dataset.input_shape, dataset.num_classes))
     blocks = [cut_parameter(spec, 1, 0) for spec in model.parameters]
     return {block.name: initial_values(block, config.train.seed).astype(np.float64) for block in blocks}
 

@@ -63,6 +63,11 @@ def running(comm: MPI.Intracomm, config: Config, splits: DataSplits) -> Iterator
     run.free()
 
 
+def facts(steps: list[StepMetrics]) -> str:
+    """Return all that the steps of a run found, times left out; equal texts have equal bits."""
+    return repr([(m.loss, m.accuracy, m.grad_norm, m.lr, m.num_samples, m.stop) for m in steps])
+
+
 def do_steps(run: Run, state: TrainState, num_steps: int) -> tuple[TrainState, list[StepMetrics]]:
     found = []
     for _ in range(num_steps):

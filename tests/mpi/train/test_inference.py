@@ -43,12 +43,14 @@ def test_evaluation_counts_every_sample_once(comm: MPI.Intracomm, grid_shapes: l
         with running(comm, on_grid(configure(), shape), splits) as run:
             assert run.test_loader is not None
             found = evaluate(run.network, run.test_loader)
-            assert found.accuracy == pytest.approx(hits.mean(), abs=1e-12), shape
-            assert [c.support for c in found.per_class] == np.bincount(labels, minlength=NUM_CLASSES).tolist()
-            assert [c.recall for c in found.per_class] == pytest.approx(
+            assert found.classification is not None
+            per_class = found.classification.per_class
+            assert found.values["accuracy"] == pytest.approx(hits.mean(), abs=1e-12), shape
+            assert [c.support for c in per_class] == np.bincount(labels, minlength=NUM_CLASSES).tolist()
+            assert [c.recall for c in per_class] == pytest.approx(
                 [hits[labels == c].mean() if (labels == c).any() else 0.0 for c in range(NUM_CLASSES)]
             )
-            assert len(set(comm.allgather(found))) == 1
+            assert len(set(map(repr, comm.allgather(found)))) == 1
 
 
 def first_of(splits: DataSplits, count: int) -> ArrayDataset:

@@ -44,7 +44,8 @@ def test_all_ranks_get_the_same_on_every_grid(comm: MPI.Intracomm) -> None:
         own = ([found.loss for found in history], metrics, classes.tolist(), probabilities.tobytes())
         assert all(other == own for other in comm.allgather(own))
         assert metrics.accuracy == np.mean(classes == Y) > 0.9
-        assert history[-1].test == metrics
+        assert history[-1].test is not None
+        assert history[-1].test.classification == metrics
         reference = probabilities if reference is None else reference
         assert np.allclose(probabilities, reference, atol=2e-3)
 

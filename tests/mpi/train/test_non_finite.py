@@ -63,13 +63,13 @@ def test_a_gradient_that_overflows_stops_all(
             grid = run.network.grid
             pipeline_train = run.network.pipeline.train
 
-            def spoil(batch, layer_done, grid=grid, run=run, train=pipeline_train):  # type: ignore[no-untyped-def]
-                def done(layer: int) -> None:
+            def spoil(batch, loss, factor, ready, grid=grid, run=run, train=pipeline_train):  # type: ignore[no-untyped-def]
+                def spoilt(offset: int) -> None:
                     if grid.rank == grid.size - 1:
                         run.network.memory.parameters[0].grad[...] = np.inf
-                    layer_done(layer)
+                    ready(offset)
 
-                return train(batch, done)
+                return train(batch, loss, factor, spoilt)
 
             monkeypatch.setattr(run.network.pipeline, "train", spoil)
             with pytest.raises(NonFiniteError, match=r"the gradient became NaN or infinite at step 0"):

@@ -66,13 +66,13 @@ def test_a_run_from_start_to_end(comm: MPI.Intracomm, grid_shapes: list[GridShap
         assert diary.epochs[0][0].accuracy == pytest.approx(sum(m.accuracy * m.num_samples for m in first) / 50)
         assert all(m.test is not None for m, _ in diary.epochs)
         assert diary.checkpoints == ["step-000000003", "step-000000006", "step-000000009"]  # the last one written once
-        assert outcome.state == TrainState(9, 2, 16)
+        assert (outcome.state.step, outcome.state.epoch, outcome.state.position) == (9, 2, 16)
         assert not outcome.stopped
         assert outcome.train_loss == pytest.approx(diary.steps[-1][1].loss)  # of the third epoch so far
         assert outcome.test is not None
         assert outcome.samples_per_second > 0
         equal = (diary.epochs[0][0].loss, diary.checkpoints, outcome.state, outcome.test, outcome.train_loss)
-        assert all(other == equal for other in comm.allgather(equal))
+        assert len(set(map(repr, comm.allgather(equal)))) == 1
 
 
 @pytest.mark.mpi

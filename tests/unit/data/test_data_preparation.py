@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lepton_mpi.data.augmentation import Augmentation
+from lepton_mpi.data.augmentation_settings import AugmentationSettings
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.loader import EVALUATION, Loader
+from lepton_mpi.data.loader import EVALUATION, Loader, prepared_shape
 from lepton_mpi.data.masking import NOT_ASKED, Masking
 from lepton_mpi.data.negatives import NegativeItems
 from lepton_mpi.data.normalisation import Normalisation
@@ -50,6 +52,21 @@ def test_padding_is_never_asked_for_and_every_text_is() -> None:
     assert (mask(tokens[tokens[:, -1] != 0], Masking(1.0, 9, 10, -1))[1] != NOT_ASKED).all()
 
 
+@pytest.mark.parametrize("pad", [0, 3, 8])
+def test_random_tokens_are_all_but_the_padding(pad: int) -> None:
+    tokens = np.full((3000, 7), 5)
+    drawn = mask(tokens, Masking(1.0, 9, 10, pad))[0]
+    counts = np.bincount(drawn[(drawn != 9) & (drawn != 5)], minlength=10)  # neither hidden nor kept
+    assert counts[pad] == 0
+    others = np.delete(counts, [5, 9, pad])
+    assert others.min() > 0.7 * others.max() > 0
+
+
+def test_padding_cannot_hide_tokens() -> None:
+    with pytest.raises(ConfigError, match=r"data\.mask_token: 4 is model\.pad_token too"):
+        Masking(0.15, 4, 10, 4)
+
+
 def test_masks_depend_on_seed_epoch_and_sample_alone() -> None:
     tokens = np.random.default_rng(0).integers(0, 99, (40, 3, 11))
     masking, samples = Masking(0.3, 99, 100), np.random.default_rng(1).permutation(10**10 + np.arange(40))
@@ -90,7 +107,31 @@ def test_negative_items_are_all_others_equally_often() -> None:
     assert NegativeItems(6).prepare(pairs[:0], NOTHING, 0, 0, some[:0])[0].shape == (0, 3)
 
 
+@pytest.mark.parametrize("count", [1, 2, 4, 5, 99])
+def test_candidates_follow_from_the_sample_alone(count: int) -> None:
+    random, samples = np.random.default_rng(0), np.array([9, 5, 10**10, 4])
+    pairs = random.integers(0, 1000, (4, 2))
+    rows, _ = NegativeItems(1000, count).prepare(pairs, NOTHING, 1, EVALUATION, samples)
+    assert rows.shape == (4, 2 + count) and rows.dtype == np.int64
+    assert ((rows[:, 2:] >= 0) & (rows[:, 2:] < 1000) & (rows[:, 2:] != pairs[:, 1:])).all()
+    assert len(np.unique(rows[:, 2:])) > 0.7 * 4 * count
+    some = np.array([2, 0])
+    found, _ = NegativeItems(1000, count).prepare(pairs[some], NOTHING, 1, EVALUATION, samples[some])
+    np.testing.assert_array_equal(found, rows[some])
+    fewer = NegativeItems(1000).prepare(pairs, NOTHING, 1, EVALUATION, samples)[0]
+    np.testing.assert_array_equal(rows[:, :3], fewer)  # the first one is that of the training
+
+
+@pytest.mark.parametrize("count", [3, 99])
+def test_all_others_are_candidates_where_there_are_no_more(count: int) -> None:
+    rows, _ = NegativeItems(4, count).prepare(np.array([[7, 0], [7, 2]]), NOTHING, 1, 0, np.arange(2))
+    np.testing.assert_array_equal(rows, [[7, 0, 1, 2, 3], [7, 2, 0, 1, 3]])
+    assert prepared_shape((2,), NegativeItems(4, count)) == (5,) and prepared_shape((2,), None) == (2,)
+
+
 def test_impossible_negative_items() -> None:
+    with pytest.raises(ConfigError, match=r"data\.ranking_candidates: .* got 0"):
+        NegativeItems(5, 0)
     for count in (1, 2**31 + 1):
         with pytest.raises(ConfigError, match=rf"model\.num_items: .* got {count}"):
             NegativeItems(count)
@@ -103,19 +144,24 @@ def windows(num_samples: int) -> TokenWindows:
     return TokenWindows("text", tokens, 4, 256)
 
 
-def test_ids_are_neither_normalised_nor_shifted() -> None:
+def test_ids_are_not_normalised() -> None:
     images = ArrayDataset("ids", np.arange(96).reshape(6, 4, 4) + 2**30, np.linspace(0, 1, 6), 0)
     loader = Loader(
         images,
         SequentialSampler(6),
         Normalisation(np.float32(5), np.float32(3)),
         global_batch=6,
-        max_shift=1,
         input_kind="ids",
     )
     batch = loader.batch(0, 0)
     assert batch.inputs[0].dtype == np.int64 and batch.labels[0].dtype == np.float32
     np.testing.assert_array_equal(batch.inputs[0], np.arange(96).reshape(6, 4, 4) + 2**30)
+
+
+def test_ids_are_not_augmented() -> None:
+    augmentation = Augmentation(AugmentationSettings(mixup=0.2), 0, 5)
+    with pytest.raises(ConfigError, match=r"data\.augment: it changes values, and the model family takes ids"):
+        Loader(windows(5), SequentialSampler(5), IDENTITY, global_batch=2, input_kind="ids", augmentation=augmentation)
 
 
 def test_a_preparation_takes_ids() -> None:

@@ -120,14 +120,17 @@ def test_declared_shapes_and_names() -> None:
     assert [spec.name for spec in layer.parameters] == names
     assert [spec.shape for spec in layer.parameters] == [(USERS, SIZE), (ITEMS, SIZE), (USERS, 1), (ITEMS, 1)]
     assert layer.output(((2,),)) == layer.output(((3,),)) == ((2, 2 * SIZE + 1),)
+    assert layer.output(((101,),)) == ((100, 2 * SIZE + 1),)
     assert DotProduct("score", SIZE, biases=True).output(((2, 2 * SIZE + 1),)) == ((2,),)
     assert DotProduct("score", SIZE).cost(((2, 2 * SIZE),)) == 2 * SIZE
 
 
-@pytest.mark.parametrize("shape", [(1,), (4,), (2, 2)])
+@pytest.mark.parametrize("shape", [(0,), (1,), (2, 2)])
 def test_other_columns_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="expected samples of 2 columns"):
         PairEmbedding("pairs", USERS, ITEMS, SIZE, pairs=2).output((shape,))
+    with pytest.raises(ConfigError, match="expected samples of 2 columns"):
+        PairEmbedding("pairs", USERS, ITEMS, SIZE).output(((3,),))
     with pytest.raises(ConfigError, match="layer score: expected samples of shape"):
         DotProduct("score", SIZE).output((shape,))
 

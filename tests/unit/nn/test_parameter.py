@@ -88,8 +88,8 @@ def test_statistics_lie_apart() -> None:
     weights = [cut_parameter(spec, 1, 0) for spec in (COLUMN, BIAS)]
     statistics = [cut_parameter(ParameterSpec(name, (5,), role="statistic"), 1, 0) for name in ("mean", "var")]
     layout = ParameterLayout(weights, statistics)
-    assert layout.offsets == (0, 80, 256, 272)
-    assert (layout.statistics_start, layout.num_values) == (256, 288)
+    assert layout.offsets == (0, 80, 96, 112)
+    assert (layout.statistics_start, layout.num_values) == (96, 128)
     assert ParameterLayout(weights).statistics_start == ParameterLayout(weights).num_values == 96
 
 
