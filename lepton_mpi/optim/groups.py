@@ -38,7 +38,7 @@ def assign_groups(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> di
         specs: all parameters of the model.
 
     Raises:
-        ConfigError: a group cannot be read, or a pattern matches no parameter.
+        ConfigError: a group cannot be read, a pattern matches no parameter, or everything is frozen.
     """
     groups = {spec.name: ParameterGroup(1.0, config.weight_decay if spec.decay else 0.0) for spec in specs}
     for text in config.groups:
@@ -52,6 +52,8 @@ def assign_groups(config: OptimizerConfig, specs: Sequence[ParameterSpec]) -> di
     for pattern in config.freeze:
         for name in _matches(pattern, groups, "freeze"):
             groups[name] = replace(groups[name], trained=False)
+    if not any(groups[spec.name].trained for spec in specs if spec.role == "weight"):
+        raise ConfigError(f"optimizer.freeze: {list(config.freeze)} leaves no weight to train; freeze fewer")
     return groups
 
 

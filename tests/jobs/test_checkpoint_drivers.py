@@ -10,11 +10,11 @@ from lepton_mpi.checkpoint.drivers import mpio_obstacle
 from lepton_mpi.checkpoint.reader import CheckpointReader
 
 
-def read_checkpoint(job: Job, step: int) -> tuple[dict[str, object], dict[str, tuple[str, bytes]]]:
-    """Return the attributes and tensors of a checkpoint."""
+def read_checkpoint(job: Job, step: int) -> tuple[dict[str, str], dict[str, tuple[str, bytes]]]:
+    """Return the attributes, as text, and tensors of a checkpoint."""
     with CheckpointReader(job.checkpoint(step).parent) as reader:
         tensors = {path: reader.read(path, (0,) * len(info.shape), info.shape) for path, info in reader.tensors.items()}
-        attributes = {name: np.asarray(value).tolist() for name, value in reader.attributes.items()}
+        attributes = {name: str(np.asarray(value).tolist()) for name, value in reader.attributes.items()}
     return attributes, {path: (f"{values.dtype}{values.shape}", values.tobytes()) for path, values in tensors.items()}
 
 
@@ -30,7 +30,7 @@ def test_drivers_write_the_same(train: Trainer) -> None:
     for step in (2, 4):
         attributes, tensors = read_checkpoint(direct, step)
         assert read_checkpoint(mpio, step) == (attributes, tensors)
-        assert attributes["step"] == step
+        assert attributes["step"] == str(step)
         assert {path.split("/")[1] for path in tensors} == {"param", "opt", "normalisation"}
     resumed = train(4, *options, "--train.steps", 6, "--checkpoint.driver", "mpio", folder=direct.folder)
     assert "resumed from step-000000004" in resumed.stdout

@@ -17,9 +17,12 @@ SUMMARY = {
     "epoch",
     "train_loss",
     "eval",
+    "stopped_early",
+    "best",
     "weights_sha256",
     "grid",
     "samples_per_second",
+    "data_wait_share",
     "wall_seconds",
     "versions",
 }
@@ -41,7 +44,7 @@ def test_16_ranks(train: Trainer) -> None:
     assert summary.keys() == SUMMARY
     assert (summary["status"], summary["step"], summary["epoch"]) == ("finished", 2 * STEPS_AN_EPOCH, 2)
     assert summary["grid"] == {"data": 4, "stages": 2, "shards": 2}
-    assert summary["eval"].keys() == {"accuracy", "precision", "recall", "f1", "per_class"}
+    assert summary["eval"].keys() == {"accuracy", "top5_accuracy", "precision", "recall", "f1", "loss", "per_class"}
     assert [metrics.keys() for metrics in summary["eval"]["per_class"]] == [{"precision", "recall", "f1", "support"}] * 10
     assert sum(metrics["support"] for metrics in summary["eval"]["per_class"]) == 1797 - 1438
     assert len(bytes.fromhex(summary["weights_sha256"])) == 32

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # A network that trains a step in about a millisecond: most jobs here are about everything around it.
 SMALL = ("--model.hidden_sizes", "64,32", "--data.max_shift", "0")
 # Ranks outnumber cores in these jobs, so more threads a rank would only get in each other's way.
@@ -119,6 +121,59 @@ class Trainer:
         job = Job(ended.returncode, ended.stdout, ended.stderr, folder, time.time())
         assert job.code == code or (code == FAILED and job.code != 0), job.text
         return job
+
+
+class Commands:
+    """Runs the commands around training in the test's folder: `lepton(2, "evaluate", job.folder, "--json")`."""
+
+    def __init__(self, mpirun: Mpirun, folder: Path) -> None:
+        self._mpirun = mpirun
+        self._folder = folder
+
+    def __call__(self, num_ranks: int, *argv: object, code: int = 0) -> str:
+        """Run a command to its end, check its exit code, and return its standard output."""
+        return self._run(num_ranks, argv, code).stdout
+
+    def json(self, num_ranks: int, *argv: object) -> dict[str, Any]:
+        """Run `evaluate` and return the JSON that it prints."""
+        found: dict[str, Any] = json.loads(self(num_ranks, "evaluate", *argv, "--json"))
+        return found
+
+    def probabilities(self, num_ranks: int, *argv: object) -> np.ndarray:
+        """Run `predict` and return the probabilities of all classes, one row a line that it prints."""
+        header, *lines = self(num_ranks, "predict", *argv, "--probabilities").splitlines()
+        first = header.split(",").index("probability_0")
+        return np.array([line.split(",")[first:] for line in lines], np.float64)
+
+    def refused(self, num_ranks: int, *argv: object) -> str:
+        """Run a command that must end with exit code 2, no output and one message, and return the message."""
+        ended = self._run(num_ranks, argv, 2)
+        assert ended.stdout == ""
+        return only_message(ended.stderr)
+
+    def _run(self, num_ranks: int, argv: Iterable[object], code: int) -> subprocess.CompletedProcess[str]:
+        ended = self._mpirun(num_ranks, "-m", "lepton_mpi", *argv, timeout_s=100.0, env=ENVIRONMENT, cwd=self._folder)
+        assert ended.returncode == code, f"exit code {ended.returncode}\nstdout:\n{ended.stdout}\nstderr:\n{ended.stderr}"
+        return ended
+
+
+def read_weights(checkpoint: Path) -> dict[str, np.ndarray]:
+    """Return the weights that a checkpoint holds, by name of the parameter."""
+    import lepton_mpi.runtime.mpi  # noqa: F401 - or h5py, where it is parallel, would start MPI in this process
+    from lepton_mpi.checkpoint.reader import CheckpointReader
+
+    with CheckpointReader(checkpoint) as reader:
+        infos = {path: info for path, info in reader.tensors.items() if path.startswith("/param/")}
+        return {path.removeprefix("/param/"): reader.read(path, (0,) * len(info.shape), info.shape) for path, info in infos.items()}
+
+
+def only_message(stderr: str) -> str:
+    """Return the one message of lepton_mpi on standard error; there must be no other and no traceback."""
+    messages = [line for line in stderr.splitlines() if line.startswith("lepton_mpi: ")]
+    assert len(messages) == 1, stderr
+    assert "Traceback" not in stderr, stderr
+    assert "Warning" not in stderr, stderr
+    return messages[0]
 
 
 def grid(shape: str) -> tuple[str, ...]:

@@ -54,3 +54,8 @@ def test_a_pattern_that_matches_nothing_is_refused(key: str) -> None:
 def test_what_is_no_group_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r'optimizer.groups: expected "PATTERN: lr=FACTOR, weight_decay=NUMBER"'):
         groups(groups=(text,))
+
+
+def test_freezing_everything_is_refused() -> None:
+    with pytest.raises(ConfigError, match="leaves no weight to train"):
+        groups(freeze=("*",))
