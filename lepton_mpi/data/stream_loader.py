@@ -3,18 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, final
 
 import numpy as np
 
+from lepton_mpi.comm.agreement import do_on_all, do_on_root
 from lepton_mpi.comm.contract import collective
+from lepton_mpi.config.schema import DataConfig
+from lepton_mpi.data.dataset import ArrayDataset
 from lepton_mpi.data.loader import Batch
+from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
-from lepton_mpi.data.stream import Columns, Records, RecordStream, await_records
+from lepton_mpi.data.stream import Columns, Records, RecordStream, await_records, is_fifo, start_spool
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.family import InputKind
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.ranges import split_range
+
+
+@final
+@dataclass(frozen=True)
+class OpenedStream:
+    """A stream to train on.
+
+    Attributes:
+        records: the lines.
+        columns: makes arrays of them.
+        samples: a data set without any sample that tells their shapes.
+        idle_s: the stream has ended when nothing came for so long.
+    """
+
+    records: RecordStream
+    columns: Columns
+    samples: ArrayDataset
+    idle_s: float
+
+
+@collective("comm")
+def open_stream(config: DataConfig, comm: MPI.Intracomm, needs: DataNeeds) -> OpenedStream:
+    """Open the stream that `data.path` names, and wait for its first line.
+
+    Collective over comm. Of a FIFO rank 0 begins to keep what comes out of it.
+
+    Args:
+        config: the `data` section.
+        comm: all ranks.
+        needs: what the task needs of the data.
+
+    Raises:
+        DataError: there is no stream, or its columns are not those that the configuration names.
+    """
+    path = do_on_root(comm, lambda: start_spool(config.path) if is_fifo(config.path) else config.path)
+
+    def open_own() -> OpenedStream:
+        records = RecordStream(path)
+        names = records.names(config.stream_idle_s)
+        labels = [] if needs.labels == "none" else [name.strip() for name in config.label_column.split(",")]
+        columns = Columns(names, labels, needs.labels, config.num_classes)
+        inputs, found = columns.parse([])
+        samples = ArrayDataset(config.path, inputs, found if labels else None, config.num_classes)
+        return OpenedStream(records, columns, samples, config.stream_idle_s)
+
+    return do_on_all(comm, open_own)
 
 
 @final
@@ -24,11 +75,9 @@ class StreamLoader:
     Positions are those of the stream; the epoch is always 0.
 
     Args:
-        stream: the records.
-        columns: makes arrays of them.
+        opened: the records.
         normalisation: what is done to values.
         global_batch: records of a batch over all data ranks; the last one of the stream may have fewer.
-        idle_s: the stream has ended when nothing came for so long.
         data_index: this rank's coordinate on the data axis.
         data_size: ranks along the data axis.
         micro_batches: pieces that the batch is cut into.
@@ -39,12 +88,10 @@ class StreamLoader:
 
     def __init__(
         self,
-        stream: RecordStream,
-        columns: Columns,
+        opened: OpenedStream,
         normalisation: Normalisation,
         *,
         global_batch: int,
-        idle_s: float,
         data_index: int = 0,
         data_size: int = 1,
         micro_batches: int = 1,
@@ -52,8 +99,8 @@ class StreamLoader:
         want_inputs: bool = True,
         want_labels: bool = True,
     ) -> None:
-        self._stream, self._columns, self._normalisation = stream, columns, normalisation
-        self._global_batch, self._idle_s = global_batch, idle_s
+        self._stream, self._columns, self._idle_s = opened.records, opened.columns, opened.idle_s
+        self._normalisation, self._global_batch = normalisation, global_batch
         self._data_index, self._data_size, self._micro_batches = data_index, data_size, micro_batches
         self._input_kind = input_kind
         self._want_inputs, self._want_labels = want_inputs, want_labels

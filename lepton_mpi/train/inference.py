@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.waiting import wait
 from lepton_mpi.data.dataset import Dataset
-from lepton_mpi.data.loader import Loader, Preparation
+from lepton_mpi.data.loader import Loader, Preparation, prepared_shape
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.sampler import SequentialSampler
-from lepton_mpi.monitor.metrics import Evaluation
+from lepton_mpi.monitor.metrics import Evaluation, Rows
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.train.averaging import averaged_weights
@@ -47,11 +47,12 @@ def inference_loader(
         global_batch: samples at a time; 0: `suitable_batch`.
     """
     shape, grid = network.grid.shape, network.grid
+    asked = network.for_samples(prepared_shape(dataset.input_shape, preparation))
     return Loader(
         dataset,
         SequentialSampler(dataset.num_samples),
         normalisation,
-        global_batch=global_batch or suitable_batch(network),
+        global_batch=global_batch or suitable_batch(asked),
         data_index=grid.data_index,
         data_size=shape.data,
         micro_batches=2 * shape.stages if shape.stages > 1 else 1,
@@ -79,18 +80,37 @@ def evaluate(network: Network, loader: Loader) -> Evaluation:
 
     Collective over grid.world. Where a moving average of the weights is kept, it is what is evaluated. Counts are exact, so they do
     not depend on the grid, but for samples whose two best answers are within rounding; sums of losses agree to rounding.
+    What is no function of counts and sums is computed on rank 0, from a row of numbers of each sample in order.
 
     Args:
         network: the network.
         loader: of `inference_loader`.
     """
-    metrics = make_metrics(network.model)
+    metrics, world = make_metrics(network.model), network.grid.world
+    samples = [np.empty(0, np.int64)]
     with averaged_weights(network):
-        for piece in _forward(network, loader):
+        for piece in _forward(network.for_samples(loader.input_shape), loader):
             if piece.outputs is not None:
                 metrics.add(piece.outputs, piece.labels)
-    wait(network.grid.world.Iallreduce(MPI.IN_PLACE, metrics.totals, MPI.SUM))
-    return metrics.evaluation(metrics.totals)
+                samples.append(piece.position + piece.rows)
+    wait(world.Iallreduce(MPI.IN_PLACE, metrics.totals, MPI.SUM))
+    if not metrics.row_size:
+        return metrics.evaluation(metrics.totals, metrics.rows)
+    rows = _gather_rows(world, metrics.rows, np.concatenate(samples))
+    found: Evaluation = world.bcast(metrics.evaluation(metrics.totals, rows) if world.Get_rank() == 0 else None, root=0)
+    return found
+
+
+@collective("world")
+def _gather_rows(world: MPI.Intracomm, rows: Rows, samples: NDArray[np.int64]) -> Rows:
+    """Return the rows of all ranks in the order of their samples on rank 0, none elsewhere. Collective over world."""
+    counts = np.empty(world.Get_size(), np.int64)
+    wait(world.Iallgather(np.array([len(samples)]), counts), "the numbers of samples")
+    total = int(counts.sum()) if world.Get_rank() == 0 else 0
+    all_rows, order = np.empty((total, rows.shape[1]), np.float32), np.empty(total, np.int64)
+    wait(world.Igatherv(rows, (all_rows, counts * rows.shape[1])), "the scores")
+    wait(world.Igatherv(samples, (order, counts)), "the numbers of the samples")
+    return all_rows[np.argsort(order)]
 
 
 @collective("grid.world")
@@ -106,6 +126,7 @@ def predict(network: Network, loader: Loader) -> Iterator[NDArray[np.float32]]:
     Yields:
         float32 [b, *output_shape], probabilities where the task has any, on rank 0; [0, *output_shape] elsewhere.
     """
+    network = network.for_samples(loader.input_shape)
     grid, shape = network.grid, network.model.output_shape
     for piece in _forward(network, loader):
         whole = np.zeros((piece.num_global, *shape), np.float32)
@@ -121,6 +142,7 @@ def predict(network: Network, loader: Loader) -> Iterator[NDArray[np.float32]]:
 class _Piece:
     """What one rank knows of a batch: outputs and labels of its rows on the first shard of the last stage, None elsewhere."""
 
+    position: int
     num_global: int
     rows: NDArray[np.int64]
     outputs: NDArray[np.float32] | None = None
@@ -138,9 +160,9 @@ def _forward(network: Network, loader: Loader) -> Iterator[_Piece]:
         rows = np.concatenate([np.arange(first, first + n) for first, n in zip(batch.first_rows, batch.sizes, strict=True)])
         if answers:
             labels = np.concatenate(batch.labels) if batch.labels else None
-            yield _Piece(batch.num_global, rows, np.concatenate([_to_host(output) for output in outputs]), labels)
+            yield _Piece(batch.position, batch.num_global, rows, np.concatenate([_to_host(output) for output in outputs]), labels)
         else:
-            yield _Piece(batch.num_global, rows)
+            yield _Piece(batch.position, batch.num_global, rows)
         position = batch.following
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.prefetch import Prefetcher
+from lepton_mpi.data.stream_loader import StreamLoader
 from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.monitor.throughput import Throughput
 from lepton_mpi.train.inference import evaluate
@@ -149,9 +150,16 @@ def train(
     begin, stopped = time.monotonic(), False
     saved_step = state.step if state.step else -1  # where the run begins there is nothing saved yet
     train_loss = math.nan
-    with Prefetcher(run.training.loader) as batches:
-        training = replace(run.training, loader=batches)
+    with Prefetcher(run.training.loader) as ahead:
+        streams = isinstance(run.training.loader, StreamLoader)  # whose batches are waited for by all ranks together
+        training = run.training if streams else replace(run.training, loader=ahead)
         while state.step < training.num_steps and not stopped and not judge.has_lost_patience(state):
+            if isinstance(run.training.loader, StreamLoader):
+                with throughput.paused():
+                    came = run.training.loader.await_batch(run.network.grid.world, state.position, stop_requested)
+                if came != "ready":
+                    stopped = came == "stopped"
+                    break
             epoch = state.epoch
             state, metrics = train_step(training, state, stop_requested())
             throughput.add(metrics.num_samples)
@@ -181,6 +189,9 @@ def train(
     interrupted = stopped and state.step < run.training.num_steps and not early
     if test is None and run.test_loader and not interrupted:
         test = evaluate(run.network, run.test_loader)
+        state = judge.judge(state, test)
+        if best and state.stale == 0:
+            _keep_best(run, state, best)
     wait_share = waited_s / throughput.duration_s if throughput.duration_s else 0.0
     return Outcome(state, interrupted, early, train_loss, test, throughput.average(), wait_share, wall_s)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,15 +16,15 @@ from lepton_mpi.data.negatives import NegativeItems
 from lepton_mpi.errors import ConfigError
 from lepton_mpi.models.family import ModelSpec
 from lepton_mpi.models.registry import choose_family_task
+from lepton_mpi.monitor.binary_metrics import BinarySums
 from lepton_mpi.monitor.metrics import (
-    BinarySums,
     ClassificationSums,
     LanguageModelSums,
     MetricSums,
-    RankingPairSums,
     RegressionSums,
     SegmentationSums,
 )
+from lepton_mpi.monitor.ranking_metrics import RankingSums
 from lepton_mpi.nn.loss import Loss
 from lepton_mpi.nn.losses import BayesianPersonalisedRanking, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
 
@@ -47,9 +50,10 @@ def make_loss(model: ModelSpec, config: TrainConfig) -> Loss:
     name = model.task.name
     if name in _CLASS_TASKS:
         weights = config.class_weights
-        if weights and (len(weights) != model.data.num_classes or not any(weights)):
+        num_classes = model.output_shape[-1]
+        if weights and (len(weights) != num_classes or not any(weights)):
             raise ConfigError(
-                f"train.class_weights: expected {model.data.num_classes} weights, one a class and one of them above 0, got "
+                f"train.class_weights: expected {num_classes} weights, one a class and one of them above 0, got "
                 f"{len(weights)}: {list(weights)}"
             )
         return SoftmaxCrossEntropy(weights, config.label_smoothing)
@@ -71,7 +75,12 @@ def make_metrics(model: ModelSpec) -> MetricSums:
         return LanguageModelSums()
     if name == "regression":
         return RegressionSums(model.output_shape[-1])
-    return RankingPairSums() if name == "ranking" else BinarySums()
+    return RankingSums() if name == "ranking" else BinarySums(math.prod(model.output_shape))
+
+
+def predicts_classes(model: ModelSpec) -> bool:
+    """Return whether predictions are probabilities of classes, or of tokens. Local."""
+    return model.task.name in _CLASS_TASKS
 
 
 def labels_a_sample(model: ModelSpec) -> int:
@@ -81,15 +90,22 @@ def labels_a_sample(model: ModelSpec) -> int:
     return 1 if model.task.name == "ranking" else int(np.prod(model.output_shape, dtype=np.int64))
 
 
-def make_preparation(model: ModelSpec, config: DataConfig) -> Preparation | None:
+def make_preparation(
+    model: ModelSpec, config: DataConfig, purpose: Literal["train", "evaluate", "predict"] = "train"
+) -> Preparation | None:
     """Return what turns samples into questions and answers, where the data do not hold both. Local.
+
+    Args:
+        model: the model.
+        config: section [data].
+        purpose: a ranking is judged on more items than it is trained on; for predictions tokens are taken as they are.
 
     Raises:
         ConfigError: the mask token is none of the vocabulary.
     """
     if model.task.name == "ranking":
-        return NegativeItems(model.data.id_counts[1])
-    if model.task.name != "masked_language_model":
+        return NegativeItems(model.data.id_counts[1], config.ranking_candidates if purpose == "evaluate" else 1)
+    if model.task.name != "masked_language_model" or purpose == "predict":
         return None
     vocabulary = model.output_shape[-1]
     mask = config.mask_token if config.mask_token >= 0 else vocabulary - 1

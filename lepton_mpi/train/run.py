@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 from lepton_mpi.comm.agreement import do_on_all
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import GridShape
 from lepton_mpi.config.schema import Config, ModelConfig, TrainConfig
-from lepton_mpi.data.augmentation import choose_max_shift
+from lepton_mpi.data.augmentation import make_augmentation
 from lepton_mpi.data.dataset import Dataset, id_counts
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.normalisation import Normalisation, measure_normalisation
 from lepton_mpi.data.sampler import Sampler
 from lepton_mpi.data.splits import DataSplits
+from lepton_mpi.data.stream_loader import StreamLoader
 from lepton_mpi.data.tokens import TokenWindows
-from lepton_mpi.errors import DataError
-from lepton_mpi.models.family import DataShape
+from lepton_mpi.errors import ConfigError, DataError
+from lepton_mpi.models.family import DataShape, InputKind
 from lepton_mpi.models.registry import choose_family_task
+from lepton_mpi.monitor.metrics import MetricSums
 from lepton_mpi.ops.product import Precision
 from lepton_mpi.optim.groups import ParameterGroup, assign_groups
 from lepton_mpi.optim.optimizer import Optimizer
@@ -30,8 +33,20 @@ from lepton_mpi.runtime.threads import is_oversubscribed, ranks_on_node
 from lepton_mpi.train.averaging import EMA_SLOT, start_average
 from lepton_mpi.train.inference import inference_loader, wants_inputs
 from lepton_mpi.train.network import Network, build_network, choose_shape, declare_model
-from lepton_mpi.train.objective import make_loss, make_preparation
+from lepton_mpi.train.objective import make_loss, make_metrics, make_preparation
 from lepton_mpi.train.step import Training
+
+
+class _Part(TypedDict):
+    """Which part of which batches a rank takes; the same for all kinds of loaders."""
+
+    global_batch: int
+    data_index: int
+    data_size: int
+    micro_batches: int
+    input_kind: InputKind
+    want_inputs: bool
+    want_labels: bool
 
 
 @dataclass(frozen=True)
@@ -108,7 +123,7 @@ def build_run(world: MPI.Intracomm, config: Config, splits: DataSplits) -> Run:
         LeptonError: the configuration fits neither data nor ranks nor machine; on all ranks alike.
     """
     train_set, test_set = splits.train, splits.test
-    if train_set.num_samples == 0 or (train_set.label_kind == "class" and train_set.num_classes < 2):
+    if (train_set.num_samples == 0 and splits.stream is None) or (train_set.label_kind == "class" and train_set.num_classes < 2):
         raise DataError(
             f"{train_set.name}: expected samples of at least 2 classes to train on, found {train_set.num_samples} "
             f"sample(s) of {train_set.num_classes} class(es): check the labels, or set data.num_classes"
@@ -143,7 +158,7 @@ def measure_inputs(network: Network, how: str, train_set: Dataset) -> Normalisat
 
     Collective over grid.world.
     """
-    if network.model.input_kind == "ids":
+    if network.model.input_kind == "ids" or train_set.num_samples == 0:
         return Normalisation.identity(train_set.input_shape)
     return measure_normalisation(train_set, how, network.grid.world)
 
@@ -203,22 +218,29 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
     network, train_set, test_set = engine.network, splits.train, splits.test
     grid, model = network.grid, network.model
     preparation = make_preparation(model, config.data)
-    loader = Loader(
-        train_set,
-        Sampler(train_set.num_samples, config.train.seed),
-        normalisation,
-        global_batch=config.train.global_batch,
-        data_index=grid.data_index,
-        data_size=grid.shape.data,
-        micro_batches=choose_micro_batches(config.train, grid.shape, model.batch_statistics),
-        max_shift=choose_max_shift(config.data, train_set.input_shape),
-        seed=config.train.seed,
-        input_kind=model.input_kind,
-        preparation=preparation,
-        want_inputs=wants_inputs(network),
-        want_labels=grid.is_last_stage,
-    )
-    epoch_steps = config.train.epochs * loader.steps_per_epoch
+    part: _Part = {
+        "global_batch": config.train.global_batch,
+        "data_index": grid.data_index,
+        "data_size": grid.shape.data,
+        "micro_batches": choose_micro_batches(config.train, grid.shape, model.batch_statistics),
+        "input_kind": model.input_kind,
+        "want_inputs": wants_inputs(network),
+        "want_labels": grid.is_last_stage,
+    }
+    loader: Loader | StreamLoader
+    if splits.stream is not None:
+        loader, epoch_steps = StreamLoader(splits.stream, normalisation, **part), 0
+    else:
+        loader = Loader(
+            train_set,
+            Sampler(train_set.num_samples, config.train.seed),
+            normalisation,
+            augmentation=make_augmentation(config.data, model, config.model.channels, train_set.num_samples, config.train.seed),
+            seed=config.train.seed,
+            preparation=preparation,
+            **part,
+        )
+        epoch_steps = config.train.epochs * loader.steps_per_epoch
     num_steps = config.train.steps or epoch_steps
     training = Training(
         network=network,
@@ -233,8 +255,25 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
         decay_step=decay_end(config.optimizer, epoch_steps, num_steps),
     )
     tested = test_set.num_samples > 0 and (test_set.label_kind != "none" or model.task.labels == "none")
-    test_loader = inference_loader(network, test_set, normalisation, preparation) if tested else None
+    _check_watching(config, make_metrics(model), tested)
+    judged = make_preparation(model, config.data, "evaluate")
+    test_loader = inference_loader(network, test_set, normalisation, judged) if tested else None
     return Run(config, training, normalisation, test_loader, train_set.num_samples)
+
+
+def _check_watching(config: Config, metrics: MetricSums, tested: bool) -> None:
+    """Refuse to watch a metric that the task has not, or that is never measured. Local.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if config.train.metric and config.train.metric not in metrics.names:
+        raise ConfigError(
+            f"train.metric: expected one of the task's metrics, {', '.join(metrics.names)}, got {config.train.metric!r}"
+        )
+    for name, wanted in (("train.patience", config.train.patience > 0), ("checkpoint.keep_best", config.checkpoint.keep_best)):
+        if wanted and not tested:
+            raise ConfigError(f"{name}: there is no test set to tell by what is better: give data.test_path or data.test_fraction")
 
 
 def read_precision(name: str) -> Precision:

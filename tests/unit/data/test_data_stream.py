@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lepton_mpi.config.schema import DataConfig
+from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.stream import Columns, Records, RecordStream, await_records, is_fifo, start_spool
-from lepton_mpi.data.stream_loader import StreamLoader
+from lepton_mpi.data.stream_loader import StreamLoader, open_stream
 from lepton_mpi.errors import DataError
 from lepton_mpi.runtime.mpi import start_mpi
 
@@ -185,13 +187,12 @@ def test_each_record_goes_to_one_rank(tmp_path: Path, data_size: int, micro_batc
     path, comm = tmp_path / "s.csv", start_mpi().Dup()
     path.write_bytes(HEADER + rows(0, 23))
     Path(f"{path}.end").touch()
+    config = DataConfig(format="stream", path=str(path), num_classes=3)
     loaders = [
         StreamLoader(
-            RecordStream(str(path)),
-            Columns(["a", "b", "label"], ["label"], "class", 3),
+            open_stream(config, comm, DataNeeds("class")),
             Normalisation.identity((2,)),
             global_batch=10,
-            idle_s=60.0,
             data_index=rank,
             data_size=data_size,
             micro_batches=micro_batches,

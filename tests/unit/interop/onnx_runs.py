@@ -18,7 +18,6 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 STEP = 17
-TEXT = DataShape((11,), num_classes=37)
 
 
 def random_inputs(model: ModelSpec, batch: int, length: int = 0) -> Any:

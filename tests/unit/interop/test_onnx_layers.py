@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_runs import STEP, TEXT, check_model, random_inputs, random_normalisation, run_file, values_model
+from family_cases import TEXT
+from onnx_runs import STEP, check_model, random_inputs, random_normalisation, run_file, values_model
 
 import lepton_mpi.nn
 from lepton_mpi.data.normalisation import Normalisation
