@@ -1,5 +1,8 @@
 """How well a model does its task: sums over samples, which add over batches and ranks, and the metrics that follow from them.
 
+What is no function of sums, such as the area under a curve, needs a row of numbers of every sample as well; whoever has several
+ranks brings them together.
+
 Losses here are plain: no smoothing, no class weights. Counts are integers below 2^53, hence exact in float64.
 """
 
@@ -7,8 +10,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Final, TypeAlias, final
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +19,12 @@ from numpy.typing import NDArray
 from lepton_mpi.errors import ConfigError
 from lepton_mpi.monitor.classification import ClassificationMetrics, classification_metrics, confusion_matrix
 from lepton_mpi.nn.losses import as_shaped
-from lepton_mpi.ops.bpr import bpr
-from lepton_mpi.ops.sigmoid_cross_entropy import sigmoid_cross_entropy
 from lepton_mpi.ops.softmax_cross_entropy import IGNORED_LABEL, softmax_cross_entropy
 
 Totals: TypeAlias = NDArray[np.float64]
+Rows: TypeAlias = NDArray[np.float32]
+
+_NUM_BEST: Final = 5  # answers that top5_accuracy looks at
 
 _LOWER_IS_BETTER: Final = frozenset({"loss", "perplexity", "rmse", "mae"})
 
@@ -33,10 +37,12 @@ class Evaluation:
     Attributes:
         values: metrics by name, in the order of the task; the first is the main one. NaN where there was nothing to count.
         classification: the table of all classes, for classification alone.
+        confusion: int64 [C, C], how often each class (row) was taken for each (column), where there are classes; not compared.
     """
 
     values: dict[str, float]
     classification: ClassificationMetrics | None = None
+    confusion: NDArray[np.int64] | None = field(default=None, compare=False, repr=False)
 
     @property
     def main(self) -> tuple[str, float]:
@@ -57,12 +63,20 @@ class MetricSums(ABC):
     Attributes:
         names: metrics of the task, the main one first.
         totals: float64 [n]; sums over disjoint samples add element by element.
+        row_size: numbers that are kept of every sample; 0: the totals are all.
     """
 
-    names: ClassVar[tuple[str, ...]]
+    names: tuple[str, ...]
 
-    def __init__(self, num_totals: int) -> None:
+    def __init__(self, num_totals: int, row_size: int = 0) -> None:
         self.totals: Totals = np.zeros(num_totals)
+        self.row_size = row_size
+        self._rows: list[Rows] = []
+
+    @property
+    def rows(self) -> Rows:
+        """What is kept of the samples added so far, in their order, float32 [samples, row_size]."""
+        return np.concatenate([np.empty((0, self.row_size), np.float32), *self._rows])
 
     @abstractmethod
     def add(self, output: NDArray[np.floating], target: NDArray[np.generic] | None) -> None:
@@ -78,57 +92,75 @@ class MetricSums(ABC):
         """
 
     @abstractmethod
-    def evaluation(self, totals: Totals) -> Evaluation:
+    def evaluation(self, totals: Totals, rows: Rows) -> Evaluation:
         """Return the metrics that follow from the sums of all ranks. Local.
 
         Args:
             totals: `totals`, or their sum over ranks.
+            rows: `rows`, or those of all ranks in the order of the samples.
         """
 
-    @classmethod
-    def higher_is_better(cls, name: str) -> bool:
+    def higher_is_better(self, name: str) -> bool:
         """Return whether a metric of the task improves by growing. Local.
 
         Raises:
             ConfigError: the task has no such metric.
         """
-        if name not in cls.names:
-            raise ConfigError(f"unknown metric {name!r}: expected one of {', '.join(cls.names)}")
+        if name not in self.names:
+            raise ConfigError(f"unknown metric {name!r}: expected one of {', '.join(self.names)}")
         return name not in _LOWER_IS_BETTER
 
 
 class _ConfusionSums(MetricSums):
     """Confusion matrix and cross entropy; labels of -100 are left out."""
 
-    def __init__(self, num_classes: int) -> None:
-        """Begin with nothing counted. num_classes: C."""
-        super().__init__(num_classes * num_classes + 1)
+    def __init__(self, num_classes: int, num_more: int = 0) -> None:
+        """Begin with nothing counted. num_classes: C; num_more: totals of a subclass, which come last."""
+        super().__init__(num_classes * num_classes + 1 + num_more)
         self._num_classes = num_classes
 
     def add(self, output: NDArray[np.floating], target: NDArray[np.generic] | None) -> None:
-        labels = _given(target)
+        labels, num_cells = given(target), self._num_classes**2
         loss = softmax_cross_entropy(output, labels).loss
         counts = labels != IGNORED_LABEL
         predictions = output.argmax(axis=-1)[counts]
-        self.totals[:-1] += confusion_matrix(labels[counts], predictions, self._num_classes).reshape(-1)
-        self.totals[-1] += loss
+        self.totals[:num_cells] += confusion_matrix(labels[counts], predictions, self._num_classes).reshape(-1)
+        self.totals[num_cells] += loss
 
     def _confusion(self, totals: Totals) -> NDArray[np.int64]:
-        return totals[:-1].astype(np.int64).reshape(self._num_classes, self._num_classes)
+        return totals[: self._num_classes**2].astype(np.int64).reshape(self._num_classes, self._num_classes)
+
+    def _mean_loss(self, totals: Totals, num_labels: int | np.integer) -> float:
+        return mean(totals[self._num_classes**2], num_labels)
 
 
 @final
 class ClassificationSums(_ConfusionSums):
-    """One class a sample: output [B, C], target int64 [B]. Macro averages as in `classification_metrics`."""
+    """One class a sample: output [B, C], target int64 [B]. Macro averages as in `classification_metrics`.
 
-    names = ("accuracy", "precision", "recall", "f1", "loss")
+    top5_accuracy, where there are more than five classes, is the share of the labels that are among the five largest outputs;
+    of equal outputs those of the first classes are, as for the largest one.
+    """
 
-    def evaluation(self, totals: Totals) -> Evaluation:
+    def __init__(self, num_classes: int) -> None:
+        """Begin with nothing counted. num_classes: C."""
+        super().__init__(num_classes, num_more=1)
+        of_many = ("top5_accuracy",) if num_classes > _NUM_BEST else ()
+        self.names = ("accuracy", *of_many, "precision", "recall", "f1", "loss")
+
+    def add(self, output: NDArray[np.floating], target: NDArray[np.generic] | None) -> None:
+        super().add(output, target)
+        if "top5_accuracy" in self.names:
+            counts = given(target) != IGNORED_LABEL
+            self.totals[-1] += _count_among_best(output[counts], given(target)[counts])
+
+    def evaluation(self, totals: Totals, rows: Rows) -> Evaluation:
+        del rows
         confusion = self._confusion(totals)
-        found = classification_metrics(confusion)
-        loss = _mean(totals[-1], confusion.sum())
-        values = (found.accuracy, found.precision, found.recall, found.f1, loss)
-        return Evaluation(dict(zip(self.names, values, strict=True)), found)
+        found, num_labels = classification_metrics(confusion), confusion.sum()
+        values = {"accuracy": found.accuracy, "precision": found.precision, "recall": found.recall, "f1": found.f1}
+        values |= {"top5_accuracy": mean(totals[-1], num_labels), "loss": self._mean_loss(totals, num_labels)}
+        return Evaluation({name: values[name] for name in self.names}, found, confusion)
 
 
 @final
@@ -141,13 +173,14 @@ class SegmentationSums(_ConfusionSums):
 
     names = ("pixel_accuracy", "mean_iou", "loss")
 
-    def evaluation(self, totals: Totals) -> Evaluation:
+    def evaluation(self, totals: Totals, rows: Rows) -> Evaluation:
+        del rows
         confusion = self._confusion(totals)
         right, num_pixels = np.diagonal(confusion), confusion.sum()
         union = confusion.sum(axis=0) + confusion.sum(axis=1) - right
         iou = right[union > 0] / union[union > 0]
-        values = (_mean(right.sum(), num_pixels), _mean(iou.sum(), iou.size), _mean(totals[-1], num_pixels))
-        return Evaluation(dict(zip(self.names, values, strict=True)))
+        values = (mean(right.sum(), num_pixels), mean(iou.sum(), iou.size), self._mean_loss(totals, num_pixels))
+        return Evaluation(dict(zip(self.names, values, strict=True)), confusion=confusion)
 
 
 @final
@@ -163,14 +196,15 @@ class LanguageModelSums(MetricSums):
         super().__init__(3)
 
     def add(self, output: NDArray[np.floating], target: NDArray[np.generic] | None) -> None:
-        sums = softmax_cross_entropy(output, _given(target))
+        sums = softmax_cross_entropy(output, given(target))
         self.totals += (sums.loss, sums.num_counted, sums.num_correct)
 
-    def evaluation(self, totals: Totals) -> Evaluation:
+    def evaluation(self, totals: Totals, rows: Rows) -> Evaluation:
+        del rows
         loss, num_tokens, num_correct = totals
-        mean = _mean(loss, num_tokens)
-        perplexity = math.inf if mean > math.log(np.finfo(np.float64).max) else math.exp(mean)
-        return Evaluation(dict(zip(self.names, (mean, perplexity, _mean(num_correct, num_tokens)), strict=True)))
+        each = mean(loss, num_tokens)
+        perplexity = math.inf if each > math.log(np.finfo(np.float64).max) else math.exp(each)
+        return Evaluation(dict(zip(self.names, (each, perplexity, mean(num_correct, num_tokens)), strict=True)))
 
 
 @final
@@ -200,7 +234,7 @@ class RegressionSums(MetricSums):
         self._pivot = np.broadcast_to(np.asarray(pivot, np.float64), num_outputs)
 
     def add(self, output: NDArray[np.floating], target: NDArray[np.generic] | None) -> None:
-        y = as_shaped(_given(target), output).astype(np.float64)
+        y = as_shaped(given(target), output).astype(np.float64)
         errors = output - y
         y -= self._pivot
         rows = self.totals.reshape(5, self._num_outputs)
@@ -208,7 +242,8 @@ class RegressionSums(MetricSums):
         for row, terms in zip(rows[1:], (y, y * y, errors * errors, np.abs(errors)), strict=True):
             row += terms.sum(axis=0)
 
-    def evaluation(self, totals: Totals) -> Evaluation:
+    def evaluation(self, totals: Totals, rows: Rows) -> Evaluation:
+        del rows
         counts, sums, squares, errors, distances = totals.reshape(5, self._num_outputs)
         num_values = counts.sum()
         if num_values == 0:
@@ -221,57 +256,25 @@ class RegressionSums(MetricSums):
         return Evaluation(dict(zip(self.names, values, strict=True)))
 
 
-@final
-class BinarySums(MetricSums):
-    """Yes-or-no answers: output [B, D], target float32 [B, D] in [0, 1], or [B] where D is 1.
+def _count_among_best(output: NDArray[np.floating], labels: NDArray[np.generic]) -> int:
+    """Return how many labels are among the largest outputs of their rows; none of a row with NaN is."""
+    classes = labels.astype(np.int64)[:, None]
+    of_label = np.take_along_axis(output, classes, axis=1)
+    before = (output > of_label) | ((output == of_label) & (np.arange(output.shape[1]) < classes))
+    return int(((before.sum(axis=1) < _NUM_BEST) & ~np.isnan(output).any(axis=1)).sum())
 
-    All D answers count alike. An answer is yes where output > 0, a label where target > 0.5; precision, recall and f1
-    are of yes, 0 where their denominator is.
+
+def given(target: NDArray[np.generic] | None) -> NDArray[np.generic]:
+    """Return labels that there are. Local.
+
+    Raises:
+        ValueError: there are none.
     """
-
-    names = ("accuracy", "precision", "recall", "f1", "loss")
-
-    def __init__(self) -> None:
-        super().__init__(5)
-
-    def add(self, output: NDArray[np.floating], target: NDArray[np.generic] | None) -> None:
-        labels = as_shaped(_given(target), output)
-        answers, truths = output > 0, labels > 0.5
-        counts = [float((a & t).sum()) for t in (~truths, truths) for a in (~answers, answers)]
-        self.totals += (*counts, sigmoid_cross_entropy(output, labels))
-
-    def evaluation(self, totals: Totals) -> Evaluation:
-        confusion = totals[:-1].astype(np.int64).reshape(2, 2)
-        found = classification_metrics(confusion)
-        yes = found.per_class[1]
-        values = (found.accuracy, yes.precision, yes.recall, yes.f1, _mean(totals[-1], confusion.sum()))
-        return Evaluation(dict(zip(self.names, values, strict=True)))
-
-
-@final
-class RankingPairSums(MetricSums):
-    """Pairs of a preferred item and another: output [B, 2]; the target is not looked at. Equal scores are wrong."""
-
-    names = ("pair_accuracy", "loss")
-
-    def __init__(self) -> None:
-        super().__init__(3)
-
-    def add(self, output: NDArray[np.floating], target: NDArray[np.generic] | None) -> None:
-        del target
-        self.totals += (len(output), float((output[:, 0] > output[:, 1]).sum()), bpr(output))
-
-    def evaluation(self, totals: Totals) -> Evaluation:
-        num_pairs, num_right, loss = totals
-        return Evaluation(dict(zip(self.names, (_mean(num_right, num_pairs), _mean(loss, num_pairs)), strict=True)))
-
-
-def _given(target: NDArray[np.generic] | None) -> NDArray[np.generic]:
     if target is None:
         raise ValueError("target: expected labels, received None")
     return target
 
 
-def _mean(total: float | np.floating | np.integer, count: float | np.floating | np.integer) -> float:
-    """Return the mean, NaN of nothing."""
+def mean(total: float | np.floating | np.integer, count: float | np.floating | np.integer) -> float:
+    """Return the mean, NaN of nothing. Local."""
     return float(total) / float(count) if count else math.nan

@@ -1,22 +1,23 @@
 """Metrics of the tasks against their formulas, in parts and as a whole."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from lepton_mpi.errors import ConfigError, DataError
+from lepton_mpi.monitor.binary_metrics import BinarySums, area_under_roc
 from lepton_mpi.monitor.classification import classification_metrics, confusion_matrix
 from lepton_mpi.monitor.metrics import (
-    BinarySums,
     ClassificationSums,
     Evaluation,
     LanguageModelSums,
     MetricSums,
-    RankingPairSums,
     RegressionSums,
     SegmentationSums,
 )
+from lepton_mpi.monitor.ranking_metrics import RankingSums
 
 
 def normal(*shape, seed=0):
@@ -40,14 +41,15 @@ TASKS = [
     pytest.param(lambda: SegmentationSums(4), normal(7, 3, 5, 4), classes(4, 7, 3, 5), id="segmentation"),
     pytest.param(LanguageModelSums, normal(7, 11, 13), classes(13, 7, 11), id="language_model"),
     pytest.param(lambda: RegressionSums(3), normal(23, 3), normal(23, 3, seed=3) + 5, id="regression"),
-    pytest.param(BinarySums, normal(23, 2), answers(23, 2), id="binary"),
-    pytest.param(RankingPairSums, normal(23, 2), None, id="ranking"),
+    pytest.param(lambda: ClassificationSums(9), normal(23, 9), classes(9, 23), id="many_classes"),
+    pytest.param(lambda: BinarySums(2), normal(23, 2), answers(23, 2), id="binary"),
+    pytest.param(RankingSums, normal(23, 14), None, id="ranking"),
 ]
 
 
 def evaluated(sums: MetricSums, output, target) -> Evaluation:
     sums.add(output, target)
-    return sums.evaluation(sums.totals)
+    return sums.evaluation(sums.totals, sums.rows)
 
 
 def log_softmax(x):
@@ -73,10 +75,15 @@ def test_parts_have_the_totals_of_the_whole(begin, output, target):
     is_count = whole.totals == np.round(whole.totals)
     assert is_count.any()
     np.testing.assert_array_equal(summed[is_count], whole.totals[is_count])
-    received, expected = whole.evaluation(summed), whole.evaluation(whole.totals)
+    rows = np.concatenate([rank.rows for rank in ranks])
+    assert rows.shape == (len(output) if whole.row_size else 0, whole.row_size) and rows.dtype == np.float32
+    received, expected = whole.evaluation(summed, rows), whole.evaluation(whole.totals, whole.rows)
     assert tuple(received.values) == whole.names
     assert received.values == pytest.approx(expected.values, rel=1e-9)
     assert all(type(value) is float for value in received.values.values())
+    for name in {"auc", "top5_accuracy", "hit_rate_at_10", "ndcg_at_10"} & received.values.keys():
+        assert received.values[name] == expected.values[name]  # to a bit
+        assert 0 < received.values[name] < 1
 
 
 @pytest.mark.parametrize(("begin", "output", "target"), TASKS)
@@ -98,8 +105,8 @@ def test_directions(begin, output, target):
     sums = begin()
     lower = {name for name in sums.names if not sums.higher_is_better(name)}
     assert lower == set(sums.names) & {"loss", "perplexity", "rmse", "mae"}
-    with pytest.raises(ConfigError, match=f"unknown metric 'auc': expected one of {', '.join(sums.names)}$"):
-        type(sums).higher_is_better("auc")
+    with pytest.raises(ConfigError, match=f"unknown metric 'best': expected one of {', '.join(sums.names)}$"):
+        sums.higher_is_better("best")
 
 
 def test_classification():
@@ -108,6 +115,7 @@ def test_classification():
     counts = labels != -100
     table = classification_metrics(confusion_matrix(labels[counts], output[counts].argmax(axis=1), 5))
     assert found.classification == table
+    np.testing.assert_array_equal(found.confusion, confusion_matrix(labels[counts], output[counts].argmax(axis=1), 5))
     assert found.values == {
         "accuracy": table.accuracy,
         "precision": table.precision,
@@ -170,24 +178,99 @@ def test_binary():
         "precision": precision,
         "recall": recall,
         "f1": 2 * precision * recall / (precision + recall),
+        "auc": np.mean([auc_of_pairs(output[:, d], true[:, d]) for d in range(2)]),
         "loss": -np.log(np.where(true, chances, 1 - chances)).mean(),
     }
-    assert evaluated(BinarySums(), output, y).values == pytest.approx(expected, rel=1e-6)
-    assert evaluated(BinarySums(), output[:, :1], y[:, 0]).values == evaluated(BinarySums(), output[:, :1], y[:, :1]).values
+    assert evaluated(BinarySums(2), output, y).values == pytest.approx(expected, rel=1e-6)
+    assert evaluated(BinarySums(1), output[:, :1], y[:, 0]).values == evaluated(BinarySums(1), output[:, :1], y[:, :1]).values
 
 
 def test_binary_without_any_yes():
-    values = evaluated(BinarySums(), np.full((3, 1), -1, np.float32), np.zeros(3, np.float32)).values
+    values = evaluated(BinarySums(1), np.full((3, 1), -1, np.float32), np.zeros(3, np.float32)).values
     assert (values["accuracy"], values["precision"], values["recall"], values["f1"]) == (1, 0, 0, 0)
+    assert math.isnan(values["auc"])
+
+
+def auc_of_pairs(scores, truths):
+    """The share of pairs of a yes and a no that are in order, by a loop over all."""
+    pairs = [(yes > no) + (yes == no) / 2 for yes in scores[truths] for no in scores[~truths]]
+    return np.mean(pairs)
+
+
+def auc_of_trapezoids(scores, truths):
+    """The area under the curve of true over false positives, as scikit-learn's roc_auc_score."""
+    cuts = np.sort(np.unique(scores))[::-1]
+    curve = [(0.0, 0.0)] + [((scores[~truths] >= cut).mean(), (scores[truths] >= cut).mean()) for cut in cuts]
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(curve))
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 3, 7, 1000])
+def test_area_under_the_curve_with_ties(num_levels):
+    random = np.random.default_rng(num_levels)
+    scores, truths = random.integers(0, num_levels, 53).astype(np.float32), random.random(53) < 0.3
+    found = area_under_roc(scores, truths)
+    assert found == pytest.approx(auc_of_pairs(scores, truths), abs=1e-12)
+    assert found == pytest.approx(auc_of_trapezoids(scores, truths), abs=1e-12)
+    order = random.permutation(53)
+    assert area_under_roc(scores[order], truths[order]) == found
+    assert area_under_roc(-scores, truths) == pytest.approx(1 - found, abs=1e-12)
+
+
+def test_area_under_the_curve_at_its_ends():
+    truths = np.array([True, False, True])
+    assert area_under_roc(np.array([2.0, 1.0, np.inf]), truths) == 1
+    assert area_under_roc(np.array([-np.inf, 1.0, 0.0]), truths) == 0
+    assert math.isnan(area_under_roc(np.array([np.nan, 1.0, 0.0]), truths))
+    for same in (np.ones(3, bool), np.zeros(3, bool), np.zeros(0, bool)):
+        assert math.isnan(area_under_roc(np.zeros(len(same)), same))
+
+
+def test_columns_with_one_answer_have_no_part_in_the_area():
+    output, y = normal(31, 3), answers(31, 3)
+    y[:, 1] = 1
+    expected = np.mean([auc_of_pairs(output[:, d], y[:, d] > 0) for d in (0, 2)])
+    assert evaluated(BinarySums(3), output, y).values["auc"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_five_best_classes():
+    output, labels = normal(200, 9), classes(9, 200)
+    output[::3] = np.round(output[::3])  # ties
+    counts = labels != -100
+    best = np.argsort(-output, axis=1, kind="stable")[:, :5]
+    expected = (best == labels[:, None]).any(axis=1)[counts].mean()
+    values = evaluated(ClassificationSums(9), output, labels).values
+    assert values["top5_accuracy"] == expected
+    assert list(values) == ["accuracy", "top5_accuracy", "precision", "recall", "f1", "loss"]
+    assert "top5_accuracy" not in evaluated(ClassificationSums(5), output[:, :5], np.zeros(200, int)).values
+    with np.errstate(invalid="ignore"):
+        broken = evaluated(ClassificationSums(6), np.full((2, 6), np.nan, np.float32), np.array([0, 5])).values
+    assert broken["top5_accuracy"] == 0
 
 
 def test_ranking_pairs():
     scores = np.array([[2, 1], [1, 2], [1, 1]], np.float32)
     expected = {"pair_accuracy": 1 / 3, "loss": (np.log(1 + np.exp(-1)) + np.log(1 + np.exp(1)) + np.log(2)) / 3}
-    assert evaluated(RankingPairSums(), scores, None).values == pytest.approx(expected)
+    found = evaluated(RankingSums(), scores, None).values
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    gains = (1 + 1 / np.log2(3) + 1 / np.log2(3)) / 3
+    assert (found["hit_rate_at_10"], found["ndcg_at_10"]) == pytest.approx((1, gains))
 
 
-@pytest.mark.parametrize("begin", [lambda: ClassificationSums(3), LanguageModelSums, lambda: RegressionSums(3), BinarySums])
+def test_places_of_the_chosen_item():
+    scores = normal(40, 100)
+    scores[::4] = np.round(scores[::4])  # ties, which are wrong
+    scores[7, 0] = np.nan
+    places = [sum(not row[0] > other for other in row[1:]) for row in scores]
+    found = evaluated(RankingSums(), scores, None).values
+    assert found["hit_rate_at_10"] == np.mean([place < 10 for place in places])
+    assert found["ndcg_at_10"] == pytest.approx(np.mean([1 / np.log2(place + 2) if place < 10 else 0 for place in places]))
+    assert found["pair_accuracy"] == pytest.approx(1 - np.mean(places) / 99)
+    assert 0 < found["hit_rate_at_10"] < 1
+
+
+@pytest.mark.parametrize(
+    "begin", [lambda: ClassificationSums(3), LanguageModelSums, lambda: RegressionSums(3), lambda: BinarySums(3)]
+)
 def test_labels_are_required(begin):
     with pytest.raises(ValueError, match="target: expected labels, received None"):
         begin().add(np.zeros((2, 3), np.float32), None)
