@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias, final
 
 import lepton_mpi
-from lepton_mpi.config.checks import FORMATS_WITHOUT_FILES
+from lepton_mpi.config.checks import FORMATS_WITHOUT_FILES, check_config
 from lepton_mpi.config.command_line import build_config, split_overrides
 from lepton_mpi.config.keys import Key, Value, list_keys
 from lepton_mpi.config.schema import Config, DataConfig, GridConfig
@@ -27,6 +27,11 @@ _OVERRIDES: Final = (
     "takes a share of the samples. Relative paths in config.toml begin where training was started."
 )
 
+# Formats whose users, movies or classes have the numbers that the training set gives them, so that it must be there.
+_FORMATS_WITH_A_NUMBERING: Final = ("images", "movielens")
+# Formats that cannot be told from a file or folder.
+_FORMATS_WITHOUT_A_MARK: Final = ("text", "tokens", "cifar10", "cifar100", "webdataset")
+
 
 @final
 @dataclass(frozen=True)
@@ -38,12 +43,14 @@ class EvaluateArguments:
         config: the run's configuration with the overrides; an empty `data.format` is to be told from `data.test_path`.
         json: whether to print JSON.
         ensemble: further run folders, whose predictions are averaged with those of `run`.
+        confusion: whether to print the confusion matrix.
     """
 
     run: Path
     config: Config
     json: bool
     ensemble: tuple[Path, ...] = ()
+    confusion: bool = False
 
 
 @final
@@ -110,7 +117,25 @@ class FuseArguments:
     metric: str
 
 
-Arguments: TypeAlias = EvaluateArguments | PredictArguments | ExportArguments | FuseArguments
+@final
+@dataclass(frozen=True)
+class ConvertArguments:
+    """What `convert` was asked.
+
+    Attributes:
+        config: the configuration, whose data is to be converted.
+        output: folder or HDF5 file to write.
+        split: all, train, validation or test.
+        verify: check `output` instead of writing it.
+    """
+
+    config: Config
+    output: Path
+    split: str = "all"
+    verify: bool = False
+
+
+Arguments: TypeAlias = EvaluateArguments | PredictArguments | ExportArguments | FuseArguments | ConvertArguments
 
 
 def read_arguments(argv: Sequence[str]) -> Arguments | str:
@@ -134,6 +159,8 @@ def read_arguments(argv: Sequence[str]) -> Arguments | str:
         return str(shown)
     if options.command == "train":
         raise ConfigError(f"command line: expected train as the first argument: {PROGRAM} train ...")
+    if options.command == "convert":
+        return _read_convert(options, overrides)
     if options.command == "fuse":
         sources = tuple(map(Path, options.sources))
         run = run_of(sources[0])
@@ -149,8 +176,26 @@ def read_arguments(argv: Sequence[str]) -> Arguments | str:
         return ExportArguments(run, config, options.output)
     ensemble = tuple(options.ensemble)
     if options.command == "evaluate":
-        return EvaluateArguments(run, replace(config, data=_choose_data(run, config.data, overrides)), options.json, ensemble)
+        config = replace(config, data=_choose_data(run, config.data, overrides))
+        return EvaluateArguments(run, config, options.json, ensemble, options.confusion)
     return PredictArguments(run, config, options.input, options.format, options.output, options.probabilities, ensemble)
+
+
+def _read_convert(options: argparse.Namespace, overrides: Sequence[tuple[Key, Value]]) -> ConvertArguments:
+    if options.verify is not None:
+        if options.config is not None or options.output is not None or overrides:
+            raise ConfigError("command line: convert --verify: expected nothing but the folder or file to check")
+        return ConvertArguments(Config(), options.verify, verify=True)
+    if options.output is None:
+        raise ConfigError(f"command line: convert: expected --output OUT, or --verify PATH; see {PROGRAM} convert --help")
+    values = read_toml(options.config, list_keys()) if options.config is not None else {}
+    for key, value in overrides:
+        values.setdefault(key.section, {})[key.name] = value
+    config = build_config(values)
+    check_config(config)
+    if options.split == "validation" and not config.data.validation_fraction:
+        raise ConfigError("--split validation: data.validation_fraction is 0, so there is no such set: set it, or choose another")
+    return ConvertArguments(config, options.output, options.split)
 
 
 def run_of(source: Path) -> Path:
@@ -187,10 +232,14 @@ def _choose_data(run: Path, data: DataConfig, overrides: Sequence[tuple[Key, Val
     """Return the data to evaluate on: a test file that was named for it, or else what the run was tested on."""
     named = {key.name for key, _ in overrides if key.section == "data"}
     if "test_path" in named:
+        if data.format in _FORMATS_WITH_A_NUMBERING:
+            return data
         labels_path = data.test_labels_path if "test_labels_path" in named else ""
         # The training files, which may be gone and of another format, have no part in this.
         data = replace(data, path=data.test_path, labels_path=labels_path, test_labels_path=labels_path)
-        return data if "format" in named else replace(data, format="")
+        if "format" in named or data.format in _FORMATS_WITHOUT_A_MARK:
+            return data
+        return replace(data, format="text" if data.format == "pystdlib" else "")
     if data.format not in FORMATS_WITHOUT_FILES and not data.path:
         raise ConfigError(
             f"run folder {run}: this model was trained on arrays and has no test set of its own: give --data.test_path"
@@ -234,6 +283,7 @@ def _make_parser() -> _Parser:
     _add_predict(commands)
     _add_export(commands)
     _add_fuse(commands)
+    _add_convert(commands)
     return parser
 
 
@@ -243,10 +293,12 @@ def _add_evaluate(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="say how well a trained model does on its test set, or another one",
         description="Evaluate the newest checkpoint of a run on the run's own test set, or on the one that --data.test_path names.",
         epilog=_OVERRIDES,
-        usage=f"{PROGRAM} evaluate RUN [--data.test_path FILE] [--ensemble RUN2 ...] [--section.key value ...] [--json]",
+        usage=f"{PROGRAM} evaluate RUN [--data.test_path FILE] [--ensemble RUN2 ...] [--section.key value ...] "
+        "[--confusion] [--json]",
     )
     evaluate.add_argument("run", metavar="RUN", help="run folder, such as runs/<name>")
     _add_ensemble(evaluate)
+    evaluate.add_argument("--confusion", action="store_true", help="print how often each class (row) was taken for each (column)")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -328,3 +380,25 @@ def _add_fuse(commands: argparse._SubParsersAction[_Parser]) -> None:
     fuse.add_argument("--decay", type=float, default=0.9, metavar="D", help="what ema keeps of the average at each checkpoint")
     fuse.add_argument("--last", type=int, default=0, metavar="K", help="only the K newest checkpoints of a run folder")
     fuse.add_argument("--metric", default="", metavar="M", help="metric of the test set that greedy goes by; else the task's first")
+
+
+def _add_convert(commands: argparse._SubParsersAction[_Parser]) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="write a data set in a form that is fast to train on, or check one that was written so",
+        description="Write the data that a configuration names as a packed folder (data.format packed: memory-mapped arrays and a "
+        "manifest of checksums) or, where OUT ends in .h5, as a chunked HDF5 file. On several ranks each writes a part.",
+        epilog="Keys of the configuration can be given as --section.key value: data.* names the data; model.family and model.task "
+        "say what labels are wanted, model.context the windows of text in HDF5.",
+        usage=f"{PROGRAM} convert [CONFIG.toml] [--section.key value ...] --output OUT [--split all|train|validation|test]\n"
+        f"       {PROGRAM} convert --verify PATH",
+    )
+    convert.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="configuration file, as train takes it")
+    convert.add_argument("--output", type=Path, metavar="OUT", help="folder, or file .h5 or .hdf5, to make")
+    convert.add_argument(
+        "--split",
+        default="all",
+        choices=("all", "train", "validation", "test"),
+        help="all that data.path holds (the default), or what training would train on or be judged by",
+    )
+    convert.add_argument("--verify", type=Path, metavar="PATH", help="compare what convert wrote with its checksums")

@@ -21,7 +21,7 @@ from lepton_mpi.errors import ConfigError
 from lepton_mpi.models.family import ModelSpec
 from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.runtime.mpi import MPI
-from lepton_mpi.train.inference import evaluate, predict, suitable_batch
+from lepton_mpi.train.inference import evaluate, predict
 from lepton_mpi.train.objective import make_metrics, to_outputs
 
 
@@ -55,16 +55,19 @@ def _require_alike(first: ModelSpec, other: ModelSpec, run: Path) -> None:
 
 
 @collective("grid.world")
-def predict_together(models: Sequence[TrainedModel], dataset: Dataset) -> Iterator[NDArray[np.float32]]:
+def predict_together(
+    models: Sequence[TrainedModel], dataset: Dataset, *, evaluating: bool = False
+) -> Iterator[NDArray[np.float32]]:
     """Yield the mean of the models' predictions, a batch at a time, as `predict` does for one.
 
     Collective over grid.world.
     """
+    size = _common_batch(models, evaluating)
+    predictions = [predict(model.network, model.loader(dataset, size, evaluating=evaluating)) for model in models]
     if len(models) == 1:
-        yield from predict(models[0].network, models[0].loader(dataset))
+        yield from predictions[0]
         return
-    size = _common_batch(models)
-    for rows in zip(*(predict(model.network, model.loader(dataset, size)) for model in models), strict=True):
+    for rows in zip(*predictions, strict=True):
         yield np.asarray(np.mean(rows, axis=0, dtype=np.float64), np.float32)
 
 
@@ -76,8 +79,8 @@ def evaluate_together(models: Sequence[TrainedModel], dataset: Dataset) -> Evalu
     """
     model = models[0].network.model
     if len(models) == 1:
-        return evaluate(models[0].network, models[0].loader(dataset))
-    size, grid = _common_batch(models), models[0].network.grid
+        return evaluate(models[0].network, models[0].loader(dataset, evaluating=True))
+    size, grid = _common_batch(models, evaluating=True), models[0].network.grid
     metrics, position = make_metrics(model), 0
     answers = None
     if grid.rank == 0:
@@ -88,17 +91,17 @@ def evaluate_together(models: Sequence[TrainedModel], dataset: Dataset) -> Evalu
             models[0].normalisation,
             global_batch=size,
             input_kind=model.input_kind,
-            preparation=models[0].preparation,
+            preparation=models[0].judged,
             want_inputs=False,
         )
-    for rows in predict_together(models, dataset):
+    for rows in predict_together(models, dataset, evaluating=True):
         if answers is not None:
             labels = np.concatenate(answers.batch(0, position).labels)
             metrics.add(to_outputs(model, rows), labels)
             position += len(rows)
-    found: Evaluation = grid.world.bcast(metrics.evaluation(metrics.totals), root=0)
+    found: Evaluation = grid.world.bcast(metrics.evaluation(metrics.totals, metrics.rows), root=0)
     return found
 
 
-def _common_batch(models: Sequence[TrainedModel]) -> int:
-    return min(suitable_batch(model.network) for model in models)
+def _common_batch(models: Sequence[TrainedModel], evaluating: bool) -> int:
+    return min(model.batch_size(evaluating=evaluating) for model in models)

@@ -6,6 +6,7 @@ Wortsman et al. 2022, "Model soups" (several runs; greedy is their recipe 1).
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.normalisation import Normalisation
-from lepton_mpi.errors import CheckpointError, ConfigError
+from lepton_mpi.errors import CheckpointError, ConfigError, LeptonError
 from lepton_mpi.runtime.logs import start_logging
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.train.inference import evaluate
@@ -57,7 +58,11 @@ def run_fuse(comm: MPI.Intracomm, arguments: FuseArguments) -> None:
             decay = arguments.decay if arguments.method == "ema" else None
             used, notes = _fuse_all(fusion, decay), []
         root = arguments.output / "checkpoints"
-        written = save(model.network, model.normalisation, fusion.last_state, root, arguments.config.checkpoint.driver)
+        try:
+            written = save(model.network, model.normalisation, fusion.last_state, root, arguments.config.checkpoint.driver)
+        except LeptonError:
+            _remove_empty(root, arguments.output)
+            raise
         do_on_root(comm, lambda: complete_model_folder(arguments.output, written, arguments.config))
         model.network.grid.free()
     if comm.Get_rank() == 0:
@@ -147,7 +152,7 @@ def _fuse_greedily(comm: MPI.Intracomm, fusion: _Fusion, arguments: FuseArgument
     metric = arguments.metric or metrics.names[0]
     higher = metrics.higher_is_better(metric)
     dataset = open_own_test_set(comm, arguments.config, network.model)
-    judge = _Judge(network, fusion.model.loader(dataset), metric, higher)
+    judge = _Judge(network, fusion.model.loader(dataset, evaluating=True), metric, higher)
     values = []
     for path in fusion.checkpoints:
         fusion.read(path)
@@ -187,6 +192,13 @@ def _find_checkpoints(comm: MPI.Intracomm, arguments: FuseArguments) -> list[Pat
 def _require_new_folder(path: Path) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"--output: expected a folder that does not exist yet or is empty, got {path}")
+
+
+def _remove_empty(*folders: Path) -> None:
+    """Remove folders that hold nothing, so that the same --output can be given again. Local, and never raises."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _require_same_normalisation(first: Normalisation, other: Normalisation, path: Path, first_path: Path) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from lepton_mpi.cli.arguments import (
     PROGRAM,
     Arguments,
+    ConvertArguments,
     EvaluateArguments,
     ExportArguments,
     PredictArguments,
@@ -60,6 +61,10 @@ def _main(argv: Sequence[str], comm: MPI.Intracomm, report: FailureReport) -> in
         from lepton_mpi.cli.export import run_export
 
         run_export(comm, arguments)
+    elif isinstance(arguments, ConvertArguments):
+        from lepton_mpi.cli.convert import run_convert
+
+        run_convert(comm, arguments)
     else:
         from lepton_mpi.cli.fuse import run_fuse
 

@@ -15,12 +15,14 @@ from lepton_mpi.cli.trained_model import TrainedModel
 from lepton_mpi.comm.agreement import do_on_all, raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.dataset import Dataset
+from lepton_mpi.data.packed import is_packed
 from lepton_mpi.data.splits import open_inputs, open_together
+from lepton_mpi.data.validation import check_file, guess_format
 from lepton_mpi.errors import LeptonError
 from lepton_mpi.models.family import ModelSpec
 from lepton_mpi.runtime.logs import start_logging
 from lepton_mpi.runtime.mpi import MPI
-from lepton_mpi.train.objective import data_needs
+from lepton_mpi.train.objective import data_needs, predicts_classes
 
 
 class _ReaderGone(LeptonError):
@@ -40,9 +42,10 @@ def run_predict(comm: MPI.Intracomm, arguments: PredictArguments) -> None:
     """
     with start_logging(comm.Get_rank(), comm.Get_size(), None, "WARNING"):
         models = restore_models(comm, arguments)
-        name = arguments.format or ("digits" if arguments.input == "digits" and not Path("digits").exists() else "")
         needs = data_needs(arguments.config.model)
-        (dataset,) = open_together(lambda: [open_inputs(arguments.input, name, arguments.config.data, needs)], comm)
+        (dataset,) = open_together(
+            lambda: [open_inputs(arguments.input, _known_format(arguments), arguments.config.data, needs)], comm
+        )
         try:
             _write_all(comm, models, dataset, arguments)
         except _ReaderGone:
@@ -51,18 +54,36 @@ def run_predict(comm: MPI.Intracomm, arguments: PredictArguments) -> None:
             model.network.grid.free()
 
 
+def _known_format(arguments: PredictArguments) -> str:
+    """Return the format of the input, empty where the file itself tells. Local.
+
+    Text and tokens have no mark of their own: files that tell nothing are as those that the model was trained on.
+    """
+    if arguments.format:
+        return arguments.format
+    if is_packed(arguments.input):
+        return "packed"
+    path, own = Path(arguments.input), arguments.config.data.format
+    if arguments.input == "digits" and not path.exists():
+        return "digits"
+    if own not in ("text", "pystdlib", "tokens"):
+        return ""
+    if path.is_dir() or (path.is_file() and check_file(arguments.input) and guess_format(arguments.input) is None):
+        return "tokens" if own == "tokens" else "text"
+    return ""
+
+
 @collective("comm")
 def _write_all(comm: MPI.Intracomm, models: Sequence[TrainedModel], dataset: Dataset, arguments: PredictArguments) -> None:
     """Predict batch by batch, and write each on rank 0. Collective over comm; an error of rank 0 ends all."""
     output = _open_output(comm, arguments.output)
     try:
         table = _Table(models[0].network.model, arguments.probabilities)
-        _write(comm, output, table.header)
-        first = 0
+        first, header = 0, table.header  # which waits for the first predictions: data that do not fit leave nothing behind
         for predictions in predict_together(models, dataset):
-            _write(comm, output, table.format_rows(first, predictions))
-            first += len(predictions)
-        _write(comm, output, "", last=True)
+            _write(comm, output, header + table.format_rows(first, predictions))
+            first, header = first + len(predictions), ""
+        _write(comm, output, header, last=True)
     finally:
         if output is not None:
             output.close()
@@ -98,8 +119,11 @@ class _Table:
 
     def __init__(self, model: ModelSpec, want_all: bool) -> None:
         *positions, num_outputs = model.output_shape
-        self._has_classes = model.task.labels == "class"
+        self._has_classes = predicts_classes(model)
         self._want_all = want_all
+        if model.task.name == "ranking":
+            num_outputs = 1  # that of the sample's own item; the other one was drawn for the loss
+        self._num_values = num_outputs
         places = [f"position_{dim}" for dim in range(len(positions))] if len(positions) > 1 else ["position"] * len(positions)
         if self._has_classes:
             columns = ["class", *([f"probability_{c}" for c in range(num_outputs)] if want_all else ["probability"])]
@@ -113,7 +137,7 @@ class _Table:
         rows = predictions.reshape(-1, predictions.shape[-1])
         places = np.indices(predictions.shape[:-1]).reshape(predictions.ndim - 1, -1).T
         places[:, 0] += first
-        shown, classes = rows, None
+        shown, classes = rows[:, : self._num_values], None
         if self._has_classes:
             classes = rows.argmax(axis=1)
             shown = rows if self._want_all else np.take_along_axis(rows, classes[:, None], axis=1)

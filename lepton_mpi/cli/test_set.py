@@ -8,6 +8,7 @@ from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.checks import check_config
 from lepton_mpi.config.schema import Config, DataConfig
 from lepton_mpi.data.dataset import Dataset
+from lepton_mpi.data.packed import is_packed
 from lepton_mpi.data.splits import open_test_set, open_together
 from lepton_mpi.data.validation import check_file, guess_format
 from lepton_mpi.errors import DataError
@@ -31,8 +32,10 @@ def open_own_test_set(comm: MPI.Intracomm, config: Config, model: ModelSpec) -> 
 def _complete(data: DataConfig, model: ModelSpec) -> DataConfig:
     """Return the section with the format of the test file, if that is still to be told. Local."""
     if not data.format:
-        check_file(data.test_path)
-        name = guess_format(data.test_path)
+        name: str | None = "packed"
+        if not is_packed(data.test_path):
+            check_file(data.test_path)
+            name = guess_format(data.test_path)
         if name is None:
             raise DataError(f"{data.test_path}: neither its first bytes nor its name tell the format: give --data.format")
         data = replace(data, format=name)

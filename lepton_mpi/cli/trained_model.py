@@ -12,11 +12,11 @@ from lepton_mpi.checkpoint.resume import find_resumable
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import Config
 from lepton_mpi.data.dataset import Dataset, Reshaped
-from lepton_mpi.data.loader import Loader, Preparation
+from lepton_mpi.data.loader import Loader, Preparation, prepared_shape
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.errors import CheckpointError, DataError
 from lepton_mpi.runtime.mpi import MPI
-from lepton_mpi.train.inference import inference_loader
+from lepton_mpi.train.inference import inference_loader, suitable_batch
 from lepton_mpi.train.network import Network, build_network, choose_shape, declare_model
 from lepton_mpi.train.objective import make_preparation
 from lepton_mpi.train.resume import AVERAGE, PARAM, load, read_data_shape
@@ -34,7 +34,8 @@ class TrainedModel:
     Attributes:
         network: the model on its grid, without optimizer state.
         normalisation: how inputs are normalised.
-        preparation: what turns samples into questions and answers.
+        preparation: what turns samples into questions, for predictions.
+        judged: what turns them into questions and answers, for an evaluation.
         checkpoint: folder of the checkpoint.
         state: how far it was trained.
     """
@@ -42,13 +43,19 @@ class TrainedModel:
     network: Network
     normalisation: Normalisation
     preparation: Preparation | None
+    judged: Preparation | None
     checkpoint: Path
     state: TrainState
 
-    def loader(self, dataset: Dataset, global_batch: int = 0) -> Loader:
+    def loader(self, dataset: Dataset, global_batch: int = 0, *, evaluating: bool = False) -> Loader:
         """Return batches of a data set in order, of `global_batch` samples or a suitable number. Local.
 
         Samples may also be flat: CSV knows no other shape.
+
+        Args:
+            dataset: the samples.
+            global_batch: samples at a time; 0: `batch_size`.
+            evaluating: whether metrics are to be found.
 
         Raises:
             DataError: samples have another shape than the model takes.
@@ -60,7 +67,13 @@ class TrainedModel:
                 f"{dataset.name}: the model takes samples of shape {shape}, or flat ones of {size} values, found "
                 f"{dataset.input_shape}: give data like that it was trained on"
             )
-        return inference_loader(self.network, Reshaped(dataset, shape), self.normalisation, self.preparation, global_batch)
+        preparation = self.judged if evaluating else self.preparation
+        return inference_loader(self.network, Reshaped(dataset, shape), self.normalisation, preparation, global_batch)
+
+    def batch_size(self, *, evaluating: bool = False) -> int:
+        """Return how many samples the ranks together may take at a time. Local."""
+        preparation = self.judged if evaluating else self.preparation
+        return suitable_batch(self.network.for_samples(prepared_shape(self.network.model.data.input_shape, preparation)))
 
 
 @collective("comm")
@@ -96,7 +109,8 @@ def restore_checkpoint(comm: MPI.Intracomm, config: Config, checkpoint: Path) ->
     precision = read_precision(config.train.precision)
     network = build_network(comm, shape, config.grid.ranks_per_node, model, (), config.reduce.bucket_mib, xp, precision=precision)
     state, normalisation = load(network, checkpoint, AVERAGE if averaged else PARAM)
-    return TrainedModel(network, normalisation, make_preparation(model, config.data), checkpoint, state)
+    preparation, judged = make_preparation(model, config.data, "predict"), make_preparation(model, config.data, "evaluate")
+    return TrainedModel(network, normalisation, preparation, judged, checkpoint, state)
 
 
 @collective("comm")

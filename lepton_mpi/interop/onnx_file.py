@@ -188,5 +188,7 @@ class _Draft:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Close the file, and remove one that did not appear."""
-        self.file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self.file.close()  # writes what is still buffered, which fails again where the disk is full
+        finally:
+            self._temporary.unlink(missing_ok=True)

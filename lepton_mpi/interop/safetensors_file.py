@@ -176,5 +176,7 @@ class SafetensorsWriter:
             os.close(folder)
 
     def _give_up(self) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        try:
+            self._file.close()  # writes what is still buffered, which fails again where the disk is full
+        finally:
+            self._temporary.unlink(missing_ok=True)

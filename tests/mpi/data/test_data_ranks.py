@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lepton_mpi.config.augmentation import AugmentationSettings
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.augmentation import choose_max_shift
+from lepton_mpi.data.augmentation import Augmentation, ImageLayout
 from lepton_mpi.data.dataset import ArrayDataset, Dataset, id_counts
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.needs import DataNeeds
@@ -74,8 +75,7 @@ def test_batches_of_all_ranks_make_the_epoch(comm: MPI.Intracomm) -> None:
             data_index=index,
             data_size=size,
             micro_batches=2,
-            max_shift=choose_max_shift(config, train.input_shape),
-            seed=4,
+            augmentation=Augmentation(AugmentationSettings(), 4, train.num_samples, 1, ImageLayout(8, 8, "none")),
         )
         digest, epoch, position = hashlib.sha256(), 1, 0
         for _ in range(loader.steps_per_epoch):

@@ -66,6 +66,22 @@ def test_a_test_file_takes_the_place_of_all_files_of_the_run(run: Path) -> None:
     assert evaluation(run, "--data.test_path", "t", "--data.format", "npz").config.data.format == "npz"
 
 
+@pytest.mark.parametrize("data_format", ["images", "movielens"])
+def test_numbers_of_users_or_classes_stay_those_of_the_training_set(tmp_path: Path, data_format: str) -> None:
+    stored = DataConfig(format=data_format, path="train")
+    (tmp_path / "config.toml").write_text(format_toml(Config(data=stored)))
+    assert evaluation(tmp_path, "--data.test_path", "t").config.data == replace(stored, test_path="t")
+    other = evaluation(tmp_path, "--data.test_path", "t", "--data.format", "npz").config.data
+    assert (other.format, other.path) == ("npz", "t")
+
+
+@pytest.mark.parametrize("data_format", ["cifar10", "cifar100", "webdataset"])
+def test_formats_without_a_mark_are_kept(tmp_path: Path, data_format: str) -> None:
+    (tmp_path / "config.toml").write_text(format_toml(Config(data=DataConfig(format=data_format, path="train"))))
+    data = evaluation(tmp_path, "--data.test_path", "t").config.data
+    assert (data.format, data.path, data.test_path) == (data_format, "t", "t")
+
+
 def test_predict_reads_its_options(run: Path) -> None:
     assert prediction(run) == PredictArguments(run, replace(STORED, grid=GridConfig(stages=1, shards=1)), "x.npy", "", None, False)
     arguments = prediction(run, "--output", "o.csv", "--format=npy", "--probabilities")

@@ -17,6 +17,7 @@ from lepton_mpi.cli.arguments import EvaluateArguments, PredictArguments, read_a
 from lepton_mpi.cli.evaluate import run_evaluate
 from lepton_mpi.cli.predict import run_predict
 from lepton_mpi.errors import CheckpointError, ConfigError, DataError, GridError
+from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.runtime.mpi import start_mpi
 from lepton_mpi.train.model import LeptonModel
 
@@ -115,6 +116,27 @@ def test_evaluation_with_labels_in_a_file_of_their_own(
     assert [line.split()[0] for line in lines[2:7]] == ["accuracy", "precision", "recall", "f1", "loss"]
     assert [line.split()[0] for line in lines[8:]] == ["class", "0", "1", "2"]
     assert {len(line) for line in lines[8:]} == {53}
+
+
+def test_confusion_matrix(trained: tuple[Path, np.ndarray], files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, probabilities = trained
+    counts = np.zeros((3, 3), int)
+    np.add.at(counts, (Y, probabilities.argmax(axis=1)), 1)
+    evaluate(run, "--data.test_path", files / "d.npz", "--json", "--confusion")
+    assert json.loads(capsys.readouterr().out)["confusion"] == counts.tolist()
+    evaluate(run, "--data.test_path", files / "d.npz", "--confusion")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[-4:]]
+    assert lines == [["taken", "for", "0", "1", "2"], *(["class", str(c), *map(str, row)] for c, row in enumerate(counts))]
+    evaluate(run, "--data.test_path", files / "d.npz", "--json")
+    assert "confusion" not in json.loads(capsys.readouterr().out)
+
+
+def test_confusion_matrix_of_a_task_without_classes(
+    trained: tuple[Path, np.ndarray], files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lepton_mpi.cli.evaluate.evaluate_together", lambda models, dataset: Evaluation({"rmse": 1.0}))
+    with pytest.raises(ConfigError, match="--confusion: the task classification has no confusion matrix"):
+        evaluate(trained[0], "--data.test_path", files / "d.npz", "--confusion")
 
 
 def test_labels_that_are_needed_and_not_given(trained: tuple[Path, np.ndarray], files: Path) -> None:
