@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lepton_mpi.config.augmentation import parse_augmentation
 from lepton_mpi.config.schema import Config, DataConfig, GridConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig
 from lepton_mpi.errors import ConfigError
 
 _FORMATS_WITH_LABELS_FILE = ("idx", "npy")
 _FORMATS_WITH_NAMED_ARRAYS = ("npz", "hdf5")
+_FORMATS_WITH_COLUMNS = ("csv", "parquet")
 # Formats that read no file of the user, and what they say of themselves.
 FORMATS_WITHOUT_FILES = {
     "digits": "data.format digits ships inside the package",
     "pystdlib": "data.format pystdlib takes the running Python's standard library",
+    "synthetic": "data.format synthetic makes its samples",
 }
 _FORMATS_OF_BYTES = ("text", "pystdlib")
 
@@ -29,6 +32,7 @@ def check_config(config: Config) -> None:
     _check_grid(config.grid, config.train)
     _check_model(config.model)
     _check_data(config.data, _may_lack_labels(config.model))
+    _check_stream(config)
     _check_optimizer(config.optimizer, config.train)
 
 
@@ -57,6 +61,22 @@ def _check_model(model: ModelConfig) -> None:
         name, equals, _ = option.partition("=")
         if not name.strip() or not equals:
             raise ConfigError(f'model.options: expected "name=value", got {option!r}')
+
+
+def _check_stream(config: Config) -> None:
+    """Refuse what needs to know all samples before the first one is used."""
+    if config.data.format != "stream":
+        return
+    if not config.train.steps:
+        raise ConfigError("train.steps: a stream has no epochs; give the number of steps after which training ends at the latest")
+    if config.data.normalise != "none":
+        raise ConfigError(
+            f"data.normalise: what has not come yet cannot be measured, got {config.data.normalise!r} with data.format stream; "
+            'set "none" and let whoever writes the records scale them'
+        )
+    for name, given in (("augment", config.data.augment), ("first_n", config.data.first_n), ("stage_dir", config.data.stage_dir)):
+        if given:
+            raise ConfigError(f"data.{name}: it does not go with data.format stream; leave it out")
 
 
 def _may_lack_labels(model: ModelConfig) -> bool:
@@ -90,6 +110,9 @@ def _check_data(data: DataConfig, may_lack_labels: bool) -> None:
                     f"data.{name}: data.format {data.format} holds inputs and labels in one file, got {paths[name]!r}; remove it"
                 )
     _check_data_names(data)
+    parse_augmentation(data.augment)
+    if len(data.image_size) not in (0, 2):
+        raise ConfigError(f"data.image_size: expected height and width, got {list(data.image_size)}")
     if data.num_classes == 1:
         raise ConfigError("data.num_classes: expected at least 2, or 0 for one more than the largest label, got 1")
     if data.format in _FORMATS_OF_BYTES and 0 < data.num_classes < 256:
@@ -103,8 +126,8 @@ def _check_data_names(data: DataConfig) -> None:
             raise ConfigError(f"data.{name}: data.format {data.format} needs the name of an array, got an empty one")
         if data.inputs_name == data.labels_name:
             raise ConfigError(f"data.inputs_name and data.labels_name: expected two arrays, got {data.inputs_name!r} for both")
-    if data.format == "csv" and not data.label_column:
-        raise ConfigError("data.label_column: data.format csv needs the name of the label column, got an empty one")
+    if data.format in _FORMATS_WITH_COLUMNS and not data.label_column:
+        raise ConfigError(f"data.label_column: data.format {data.format} needs the name of the label column, got an empty one")
 
 
 def _check_optimizer(optimizer: OptimizerConfig, train: TrainConfig) -> None:

@@ -107,18 +107,89 @@ class DataConfig:
 
     format: str = key(
         "digits",
-        "format of the data; digits ships inside the package, tokens is a file of token numbers, text the bytes of a file "
-        "or folder, pystdlib those of Python's standard library",
-        choices=("digits", "idx", "npz", "npy", "csv", "hdf5", "tokens", "text", "pystdlib"),
+        "format of the data; digits ships inside the package, images is a folder with one subfolder of pictures a class, "
+        "webdataset tar archives, movielens a file of ratings, tokens a file of token numbers, text the bytes of a file or folder, "
+        "pystdlib those of Python's standard library, synthetic is made, packed a folder that convert wrote, stream records that "
+        "arrive while training runs, in a growing file, a folder or a FIFO",
+        choices=(
+            "digits",
+            "idx",
+            "npz",
+            "npy",
+            "csv",
+            "hdf5",
+            "packed",
+            "parquet",
+            "cifar10",
+            "cifar100",
+            "images",
+            "webdataset",
+            "movielens",
+            "tokens",
+            "text",
+            "pystdlib",
+            "synthetic",
+            "stream",
+        ),
     )
-    path: str = key("", "file with the training inputs (and labels, where the format holds both), or folder (text)")
+    path: str = key(
+        "",
+        "file with the training inputs (and labels, where the format holds both), or folder (text, cifar10, cifar100, images, "
+        "webdataset, movielens)",
+    )
     labels_path: str = key("", "file with the training labels (idx, npy)")
-    test_path: str = key("", "file with the test inputs; empty: test_fraction of the training file is held out")
+    test_path: str = key(
+        "",
+        "file or folder with the test inputs; empty: the test set that the folder of the training set holds (cifar10, cifar100: "
+        "its test file; images: subfolders train, and test or val), else test_fraction of the training file is held out",
+    )
     test_labels_path: str = key("", "file with the test labels (idx, npy)")
-    label_column: str = key("label", "name of the label column (csv); several names, separated by commas, where labels are values")
+    label_column: str = key(
+        "label", "name of the label column (csv, parquet); several names, separated by commas, where labels are values"
+    )
+    stage_dir: str = key(
+        "",
+        "folder of a disk of each node, such as /local/scratch, to which one rank of the node copies the data files first; "
+        "empty: none",
+    )
+    stream_idle_s: float = key(60.0, "a stream has ended when no record came for so many seconds (stream)", low=0.1)
     inputs_name: str = key("x", "name of the array or dataset with the inputs (npz, hdf5)")
     labels_name: str = key("y", "name of the array or dataset with the labels (npz, hdf5)")
     test_fraction: float = key(0.2, "share of the samples held out for testing where no test_path is given", low=0.0, high=0.9)
+    validation_fraction: float = key(
+        0.0,
+        "share of the training samples on which training is judged instead of the test set, which is then left to evaluate; "
+        "every class in proportion; 0: none",
+        low=0.0,
+        high=0.9,
+    )
+    first_n: int = key(
+        0,
+        "train on as many of the training samples, the first ones of each class, in proportion; 0: on all",
+        low=0,
+    )
+    image_size: tuple[int, ...] = key(
+        (),
+        "height and width that pictures are scaled to, after what is too long or too wide is cut off at both ends (images, "
+        "webdataset); empty: they stay as they are",
+        low=1,
+        high=65536,
+    )
+    image_mode: str = key("rgb", "colours of pictures: rgb or grey (images, webdataset)", choices=("rgb", "grey"))
+    synthetic: str = key(
+        "images",
+        "what samples are made (synthetic): images of classes, clusters of points, a linear law, cells to find, texts of "
+        "topics, ratings of users, credits",
+        choices=("images", "blobs", "regression", "segmentation", "tokens", "ratings", "credit"),
+    )
+    num_samples: int = key(2000, "number of samples that are made (synthetic)", low=1, high=1e12)
+    synthetic_shape: tuple[int, ...] = key(
+        (),
+        "shape of a made sample: (channels,) height, width of images; features; tokens of a text; for ratings, the numbers of "
+        "users and items; empty: the kind's own",
+        low=1,
+        high=2**31,
+    )
     num_classes: int = key(0, "number of classes, or of tokens; 0: one more than the largest label, 256 for text", low=0)
     token_type: str = key("uint16", "type of a token in the file, little-endian (tokens)", choices=("uint16", "uint32", "uint8"))
     mask_rate: float = key(0.15, "share of the tokens that a masked language model is asked for", low=0.01, high=0.9)
@@ -132,6 +203,16 @@ class DataConfig:
         choices=("global", "feature", "none"),
     )
     max_shift: int = key(-1, "shift training images at random by up to this many pixels each way; -1: 1 for digits, else 0", low=-1)
+    augment: tuple[str, ...] = key(
+        (),
+        'random changes of training samples: "flip", "crop:4" (after adding 4 pixels on each side) or "crop:4:reflect", '
+        '"cutout:8", "mixup:0.2"',
+    )
+    ranking_candidates: int = key(
+        99,
+        "items that an evaluation of a ranking compares with the chosen one, drawn at random; all where there are no more",
+        low=1,
+    )
 
 
 @dataclass(frozen=True)
@@ -211,7 +292,7 @@ class CheckpointConfig:
     """What is kept to resume from."""
 
     every_steps: int = key(100, "steps between checkpoints; one is also written at the end; 0: only at the end", low=0)
-    keep_best: bool = key(False, "also keep, as checkpoints/best, the checkpoint of the best evaluation by train.metric")
+    keep_best: bool = key(False, "also keep the model of the best evaluation by train.metric, in the folder best of the run")
     driver: str = key(
         "auto",
         "how ranks write the file: mpio needs a parallel HDF5; direct writes at its offsets",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -35,7 +36,10 @@ class Dataset(ABC):
         label_kind: what the labels are: classes, values, or none.
         label_shape: shape of one sample's label; () for one class or value, and where there are no labels.
         num_classes: number of classes; 0 unless labels are classes.
+        class_names: the name of each class, where the format has them.
     """
+
+    class_names: Sequence[str] = ()
 
     def __init__(
         self,
@@ -134,6 +138,7 @@ class Subset(Dataset):
             )
         d = dataset
         super().__init__(name or d.name, len(indices), d.input_shape, d.num_classes, d.label_shape, d.label_kind)
+        self.class_names = d.class_names
         self._dataset = dataset
         self._indices = np.asarray(indices, np.int64)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.data.augmentation import shift_images
+from lepton_mpi.data.augmentation import Augmentation
 from lepton_mpi.data.dataset import Dataset, load_into_memory
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.sampler import SampleOrder
@@ -84,7 +84,8 @@ class Batch:
         sizes: samples of each micro-batch of this rank, maybe 0.
         first_rows: place in the global batch of the first sample of each micro-batch of this rank; the others follow it.
         inputs: [size, *input_shape], float32 normalised values or int64 ids; an empty list if not wanted.
-        labels: [size, *label_shape], int64 classes or float32 values; an empty list if not wanted.
+        labels: [size, *label_shape], int64 classes or float32 values, or [size, C] float32 mixes of classes; an empty list if
+            not wanted.
         following: epoch and position of the next batch.
     """
 
@@ -110,15 +111,19 @@ class Loader:
         data_index: this rank's coordinate on the data axis.
         data_size: ranks along the data axis.
         micro_batches: pieces that the batch is cut into.
-        max_shift: largest random shift of images, pixels; 0: none.
-        seed: `train.seed`, which keys the shifts and the preparation.
+        augmentation: changes samples at random; None: nothing does.
+        seed: `train.seed`, which keys the preparation.
         want_inputs: whether batches carry inputs (the first stage).
         want_labels: whether batches carry labels (the last stage).
-        input_kind: "values" are normalised and shifted; "ids" are exact integers, and left as they are.
+        input_kind: "values" are changed at random and normalised; "ids" are exact integers, and left as they are.
         preparation: makes inputs and labels of the task from ids; None: they are taken as they are.
 
+    Attributes:
+        steps_per_epoch: batches of an epoch.
+        input_shape: shape of one sample as the model gets it.
+
     Raises:
-        ConfigError: a preparation for inputs that are values.
+        ConfigError: a preparation for inputs that are values, or an augmentation for ids.
         DataError: `order` belongs to another number of samples, or the data set is empty.
     """
 
@@ -132,7 +137,7 @@ class Loader:
         data_index: int = 0,
         data_size: int = 1,
         micro_batches: int = 1,
-        max_shift: int = 0,
+        augmentation: Augmentation | None = None,
         seed: int = 0,
         want_inputs: bool = True,
         want_labels: bool = True,
@@ -143,6 +148,8 @@ class Loader:
             raise ConfigError(
                 f"model.task: {type(preparation).__name__} works on ids, and the model family takes values: choose another"
             )
+        if augmentation is not None and input_kind != "values":
+            raise ConfigError("data.augment: it changes values, and the model family takes ids: leave it out")
         if order.num_samples != dataset.num_samples or dataset.num_samples == 0:
             raise DataError(
                 f"{dataset.name}: expected at least one sample and an order of as many, found {dataset.num_samples} samples and an "
@@ -158,10 +165,11 @@ class Loader:
         self._global_batch = global_batch
         self._data_index, self._data_size = data_index, data_size
         self._micro_batches = micro_batches
-        self._max_shift, self._seed = max_shift, seed
+        self._augmentation, self._seed = augmentation, seed
         self._want_inputs, self._want_labels = want_inputs, want_labels
         self._input_kind, self._preparation = input_kind, preparation
         self.steps_per_epoch = -(-dataset.num_samples // global_batch)
+        self.input_shape = prepared_shape(dataset.input_shape, preparation)
 
     def locate(self, step: int) -> tuple[int, int]:
         """Return (epoch, position) of the batch of a step counted from 0 over all epochs. Local."""
@@ -219,13 +227,34 @@ class Loader:
             return inputs if want_inputs else None, labels if want_labels else None
         return (
             self._read_inputs(epoch, indices) if want_inputs else None,
-            self._dataset.read_labels(indices) if want_labels else None,
+            self._read_labels(epoch, indices) if want_labels else None,
         )
 
     def _read_inputs(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[Any]:
         if self._input_kind == "ids":
             return self._dataset.read_ids(indices)
-        inputs = self._dataset.read_inputs(indices)
-        if self._max_shift:
-            inputs = shift_images(inputs, self._max_shift, self._seed, epoch, indices)
+        if self._augmentation is not None:
+            return self._augmentation.inputs(self._dataset.read_inputs, self._normalise, epoch, indices)
+        return self._normalise(self._dataset.read_inputs(indices))
+
+    def _read_labels(self, epoch: int, indices: NDArray[np.int64]) -> NDArray[Any]:
+        if self._augmentation is not None:
+            return self._augmentation.labels(self._dataset.read_labels, epoch, indices)
+        return self._dataset.read_labels(indices)
+
+    def _normalise(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
         return self._normalisation.apply(inputs, out=inputs)
+
+
+def prepared_shape(input_shape: tuple[int, ...], preparation: Preparation | None) -> tuple[int, ...]:
+    """Return the shape of one sample as a model gets it. Local.
+
+    Args:
+        input_shape: shape of one sample of the data set.
+        preparation: what makes questions of samples, or None.
+    """
+    if preparation is None:
+        return input_shape
+    none = np.empty(0, np.int64)
+    inputs, _ = preparation.prepare(np.empty((0, *input_shape), np.int64), none, 0, EVALUATION, none)
+    return inputs.shape[1:]

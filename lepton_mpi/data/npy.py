@@ -29,16 +29,21 @@ def open_npy(path: str, labels_path: str = "", num_classes: int = 0, *, label_ki
     Raises:
         DataError: a file is missing or malformed, or the two do not fit.
     """
-    inputs = _map_array(path)
+    inputs = map_array(path)
     check_inputs(inputs.shape, inputs.dtype, path)
     name = os.path.basename(path)
     if not labels_path or label_kind == "none":
         return ArrayDataset(name, inputs, None, 0)
-    labels = read_label_array(_map_array(labels_path), label_kind, inputs.shape[0], num_classes, labels_path)
+    labels = read_label_array(map_array(labels_path), label_kind, inputs.shape[0], num_classes, labels_path)
     return ArrayDataset(name, inputs, labels, count_classes(labels, num_classes))
 
 
-def _map_array(path: str) -> NDArray[Any]:
+def map_array(path: str) -> NDArray[Any]:
+    """Return the array of an NPY file, memory-mapped. Local.
+
+    Raises:
+        DataError: the file is missing, malformed, holds Python objects, or has another length than its header says.
+    """
     file_nbytes = check_file(path)
     try:
         array = np.lib.format.open_memmap(path, mode="r")

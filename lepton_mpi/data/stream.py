@@ -261,7 +261,7 @@ def await_records(
 ) -> Records | Literal["ended", "stopped"]:
     """Wait until a whole batch has come, the stream has ended, or somebody wants to stop.
 
-    Collective over comm: rank 0 looks, and all ranks go by what it found.
+    Collective over comm. Rank 0 looks, and all ranks go by what it found.
 
     Args:
         comm: all ranks.

@@ -45,6 +45,11 @@ class TokenWindows(Dataset):
     def read_labels(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         return self._take(indices, 1).astype(np.int64, copy=False)
 
+    @property
+    def tokens(self) -> NDArray[Any]:
+        """The whole text, [N]; not to be written to."""
+        return self._tokens
+
     def split(self, fraction: float) -> tuple[TokenWindows, TokenWindows]:
         """Return the beginning and the end of the text, for training and for testing. Local.
 
@@ -57,6 +62,10 @@ class TokenWindows(Dataset):
         parts = (("training", self._tokens[: cut * context + 1]), ("test", self._tokens[cut * context :]))
         train, test = (TokenWindows(f"{self.name} ({what})", tokens, context, self.num_classes) for what, tokens in parts)
         return train, test
+
+    def first(self, count: int) -> TokenWindows:
+        """Return the first windows, as many as `count` says. Local."""
+        return TokenWindows(self.name, self._tokens[: count * self.input_shape[0] + 1], self.input_shape[0], self.num_classes)
 
     def _take(self, indices: NDArray[np.int64], shift: int) -> NDArray[Any]:
         context = self.input_shape[0]

@@ -20,10 +20,25 @@ _MAGIC_NUMBERS = (
     (b"\x93NUMPY", "npy"),
     (b"PK\x03\x04", "npz"),
     (b"\x89HDF\r\n\x1a\n", "hdf5"),
+    (b"PAR1", "parquet"),
     (b"\x1f\x8b", "idx"),  # gzip, which only idx accepts
     *((bytes([0, 0, code]), "idx") for code in (0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E)),
 )
-_SUFFIXES = {".npy": "npy", ".npz": "npz", ".h5": "hdf5", ".hdf5": "hdf5", ".csv": "csv", ".gz": "idx"}
+_SUFFIXES = {
+    ".npy": "npy",
+    ".npz": "npz",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".csv": "csv",
+    ".gz": "idx",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+}
+_TAR_MAGIC, _TAR_MAGIC_OFFSET = b"ustar", 257  # POSIX.1-2001, pax
+# Names of MovieLens, and how the first line of those files that others may be called after starts.
+_RATINGS_FILES = {"ratings.csv": b"userId,movieId,rating,timestamp", "ratings.dat": b"", "u.data": b""}
+_CIFAR_TEST_FILES = {"test_batch.bin": "cifar10", "test.bin": "cifar100"}
+_CIFAR_TRAINING_FILES = {"cifar10": "data_batch_1.bin", "cifar100": "train.bin"}
 
 
 def check_file(path: str) -> int:
@@ -49,13 +64,33 @@ def check_file(path: str) -> int:
 
 
 def guess_format(path: str) -> str | None:
-    """Return the `data.format` that a file's first bytes or, failing them, its name tell; None: neither does. Local."""
+    """Return the `data.format` that a file's first bytes or, failing them, its name tell; None: neither does. Local.
+
+    A folder is told from the names in it: files of CIFAR or MovieLens, tar archives.
+    """
+    if os.path.isdir(path):
+        return _guess_folder(path)
     with open(path, "rb") as file:
-        start = file.read(8)
+        start = file.read(512)
     for magic, name in _MAGIC_NUMBERS:
         if start.startswith(magic):
             return name
+    if start[_TAR_MAGIC_OFFSET:].startswith(_TAR_MAGIC):
+        return "webdataset"
+    first_line = _RATINGS_FILES.get(os.path.basename(path))
+    if first_line is not None and start.removeprefix(b"\xef\xbb\xbf").startswith(first_line):
+        return "movielens"
     return _SUFFIXES.get(os.path.splitext(path)[1].lower())
+
+
+def _guess_folder(path: str) -> str | None:
+    names = set(list_folder(path))
+    for test_file, name in _CIFAR_TEST_FILES.items():
+        if {test_file, _CIFAR_TRAINING_FILES[name]} <= names:
+            return name
+    if names & set(_RATINGS_FILES):
+        return "movielens"
+    return "webdataset" if any(name.endswith(".tar") for name in names) else None
 
 
 def suggest_format(path: str, tried: str) -> str:
@@ -197,3 +232,15 @@ def count_classes(labels: NDArray[Any] | None, num_classes: int) -> int:
     if labels is None or labels.dtype.kind == "f":
         return 0
     return num_classes or int(labels.max()) + 1
+
+
+def list_folder(path: str) -> list[str]:
+    """Return the sorted names in a folder. Local.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return sorted(os.listdir(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}: check data.path and the permissions") from error

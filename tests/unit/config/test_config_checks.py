@@ -75,6 +75,12 @@ def test_possible_combinations_pass(overrides: dict[str, object]) -> None:
         (NPZ | {"data__labels_name": ""}, r"data\.labels_name: data\.format npz needs the name"),
         (NPZ | {"data__labels_name": "x"}, r"data\.inputs_name and data\.labels_name: .* got 'x' for both"),
         ({"data__format": "csv", "data__path": "x", "data__label_column": ""}, r"data\.label_column"),
+        ({"data__format": "parquet", "data__path": "x", "data__label_column": ""}, r"data\.label_column: data\.format parquet"),
+        ({"data__image_size": (32,)}, r"data\.image_size: expected height and width, got \[32\]"),
+        (
+            {"data__format": "synthetic", "data__path": "x"},
+            r"data\.path: data\.format synthetic makes its samples and reads no file",
+        ),
         ({"data__num_classes": 1}, r"data\.num_classes: expected at least 2"),
         ({"data__format": "pystdlib", "data__path": "x"}, r"data\.path: data\.format pystdlib .* reads no file, got 'x'"),
         ({"data__format": "text", "data__path": "x", "data__labels_path": "y"}, r"data\.labels_path: data\.format text"),
@@ -108,7 +114,7 @@ def test_impossible_combinations_name_their_keys(overrides: dict[str, object], m
 @pytest.mark.parametrize("data_format", list_keys()["data"]["format"].choices)
 def test_every_format_but_the_built_in_ones_needs_a_path(data_format: str) -> None:
     config = configure(data__format=data_format)
-    if data_format in ("digits", "pystdlib"):
+    if data_format in ("digits", "pystdlib", "synthetic"):
         check_config(config)
     else:
         with pytest.raises(ConfigError, match=rf"data\.path: data\.format {data_format} reads a file"):

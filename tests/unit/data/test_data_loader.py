@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lepton_mpi.data.augmentation import shift_images
+from lepton_mpi.config.augmentation import AugmentationSettings
+from lepton_mpi.data.augmentation import Augmentation, ImageLayout
 from lepton_mpi.data.dataset import ArrayDataset, Dataset, Subset
 from lepton_mpi.data.digits import open_digits
 from lepton_mpi.data.loader import Loader
@@ -98,21 +99,30 @@ def test_only_what_is_wanted() -> None:
 
 
 @pytest.mark.parametrize("data_size", [1, 3])
-def test_shift_comes_before_normalisation(data_size: int) -> None:
+def test_changes_come_in_between_reading_and_normalisation(data_size: int) -> None:
     digits, order = open_digits(), Sampler(1797, 9)
     normalisation = Normalisation(np.float32(4), np.float32(6))
+    augmentation = Augmentation(AugmentationSettings(cutout=3, mixup=0.3), 5, 1797, 1, ImageLayout(8, 8, "none"), num_classes=10)
     indices = order.indices(3, 40, 20)
-    raw, labels = digits.read(indices)
-    expected = normalisation.apply(shift_images(raw, 1, 5, 3, indices))
+    expected = augmentation.inputs(digits.read_inputs, normalisation.apply, 3, indices)
+    labels = augmentation.labels(digits.read_labels, 3, indices)
     loaders = [
         Loader(
-            digits, order, normalisation, global_batch=20, data_index=i, data_size=data_size, micro_batches=2, max_shift=1, seed=5
+            digits,
+            order,
+            normalisation,
+            global_batch=20,
+            data_index=i,
+            data_size=data_size,
+            micro_batches=2,
+            augmentation=augmentation,
         )
         for i in range(data_size)
     ]
     batches = [loader.batch(3, 40) for loader in loaders]
     np.testing.assert_array_equal(np.concatenate([batch.inputs[m] for m in range(2) for batch in batches]), expected)
     np.testing.assert_array_equal(np.concatenate([batch.labels[m] for m in range(2) for batch in batches]), labels)
+    assert labels.shape == (20, 10) and loaders[0].input_shape == (8, 8)
 
 
 def test_batches_leave_the_data_set_as_it_is() -> None:

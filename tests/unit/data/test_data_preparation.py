@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from lepton_mpi.config.augmentation import AugmentationSettings
 from lepton_mpi.data.augmentation import Augmentation
-from lepton_mpi.data.augmentation_settings import AugmentationSettings
 from lepton_mpi.data.dataset import ArrayDataset
 from lepton_mpi.data.loader import EVALUATION, Loader, prepared_shape
 from lepton_mpi.data.masking import NOT_ASKED, Masking

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.splits import hold_out, open_datasets, open_inputs
+from lepton_mpi.data.selection import hold_out
+from lepton_mpi.data.splits import open_datasets, open_inputs
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.runtime.mpi import start_mpi
 
@@ -135,4 +136,4 @@ def test_inputs_of_a_given_format(folder: Path) -> None:
         open_inputs(str(folder / "table"), "", DataConfig())
     assert open_inputs("", "digits", DataConfig()).num_samples == 1797
     with pytest.raises(ConfigError, match=r"data\.format: expected"):
-        open_inputs(str(folder / "table"), "parquet", DataConfig())
+        open_inputs(str(folder / "table"), "arrow", DataConfig())

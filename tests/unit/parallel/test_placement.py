@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from lepton_mpi.config.schema import ModelConfig
+from lepton_mpi.errors import ConfigError
 from lepton_mpi.models.family import DataShape, ModelSpec
 from lepton_mpi.models.mlp import Mlp
 from lepton_mpi.models.task import TASKS
 from lepton_mpi.nn.chain import Chain
 from lepton_mpi.nn.linear import Linear
-from lepton_mpi.parallel.placement import balance_stages, plan_stage
+from lepton_mpi.parallel.placement import balance_stages, plan_stage, stage_shapes
+from lepton_mpi.train.network import declare_model
 
 
 def mlp(in_features: int, hidden_sizes: tuple[int, ...], num_classes: int) -> ModelSpec:
@@ -111,3 +113,19 @@ def test_a_parameter_shared_within_a_stage_is_complete_with_its_first_layer() ->
     assert plan.shared == ()
     offsets = dict(zip([block.name for block in plan.layout.blocks], plan.layout.offsets, strict=True))
     assert plan.layer_starts == (offsets["a.weight"], offsets["b.0.weight"], offsets["c.weight"], offsets["d.bias"])
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_shapes_of_samples_with_more_columns(stages: int, shards: int) -> None:
+    config = ModelConfig(family="recommender", task="ranking", hidden_sizes=(8, 6, 4), embedding_size=3)
+    model = declare_model(config, DataShape((2,), 0, (), (9, 30)))
+    for stage in range(stages):
+        for shard in range(shards):
+            plan = plan_stage(model, stages, shards, stage, shard)
+            assert stage_shapes(model, stages, shards, stage, shard, (2,)) == (plan.in_shapes, plan.out_shapes)
+            entering, leaving = stage_shapes(model, stages, shards, stage, shard, (101,))
+            pairs = {0: (101,)}.get(stage, (100, *plan.in_shapes[0][1:]))
+            assert (entering, leaving) == ((pairs,), ((100, *plan.out_shapes[0][1:]),))
+    with pytest.raises(ConfigError, match="expected samples of 2 columns"):
+        stage_shapes(model, stages, shards, 0, 0, (1,))
