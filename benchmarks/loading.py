@@ -34,13 +34,13 @@ import h5py  # noqa: E402
 import numpy as np  # noqa: E402
 
 from lepton_mpi.config.schema import DataConfig  # noqa: E402
-from lepton_mpi.data.conversion import Source, convert  # noqa: E402
 from lepton_mpi.data.dataset import ArrayDataset, Dataset  # noqa: E402
 from lepton_mpi.data.loader import Loader  # noqa: E402
 from lepton_mpi.data.needs import DataNeeds  # noqa: E402
 from lepton_mpi.data.normalisation import Normalisation  # noqa: E402
 from lepton_mpi.data.sampler import Sampler  # noqa: E402
 from lepton_mpi.data.splits import open_whole  # noqa: E402
+from lepton_mpi.data.storage.conversion import Source, convert  # noqa: E402
 
 BATCH, CONTEXT = 128, 256
 CACHE_NBYTES = 64 << 20

@@ -1,6 +1,6 @@
-"""Make lepton_mpi/data/digits.h5 from the CSV form of the UCI digits (scikit-learn's sklearn/datasets/data/digits.csv.gz).
+"""Make lepton_mpi/data/formats/digits.h5 from the CSV form of the UCI digits (scikit-learn's sklearn/datasets/data/digits.csv.gz).
 
-Usage: python scripts/make_digits.py digits.csv.gz lepton_mpi/data/digits.h5
+Usage: python scripts/make_digits.py digits.csv.gz lepton_mpi/data/formats/digits.h5
 """
 
 from __future__ import annotations

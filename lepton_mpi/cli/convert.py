@@ -10,14 +10,14 @@ from lepton_mpi.cli.arguments import ConvertArguments
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.conversion import HDF5_SUFFIXES, Source, check_output, convert
 from lepton_mpi.data.dataset import Dataset
 from lepton_mpi.data.needs import DataNeeds
-from lepton_mpi.data.packed import verify_packed
-from lepton_mpi.data.packed_hdf5 import verify_hdf5
-from lepton_mpi.data.packed_manifest import PackedManifest
 from lepton_mpi.data.splits import open_datasets, open_whole
-from lepton_mpi.data.spool import spooled
+from lepton_mpi.data.storage.conversion import HDF5_SUFFIXES, Source, check_output, convert
+from lepton_mpi.data.storage.packed import verify_packed
+from lepton_mpi.data.storage.packed_hdf5 import verify_hdf5
+from lepton_mpi.data.storage.packed_manifest import PackedManifest
+from lepton_mpi.data.storage.spool import spooled
 from lepton_mpi.runtime.logs import start_logging
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.train.objective import data_needs

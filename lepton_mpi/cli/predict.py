@@ -15,8 +15,8 @@ from lepton_mpi.cli.trained_model import TrainedModel
 from lepton_mpi.comm.agreement import do_on_all, raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.dataset import Dataset
-from lepton_mpi.data.packed import is_packed
 from lepton_mpi.data.splits import open_inputs, open_together
+from lepton_mpi.data.storage.packed import is_packed
 from lepton_mpi.data.validation import check_file, guess_format
 from lepton_mpi.errors import LeptonError
 from lepton_mpi.models.family import ModelSpec

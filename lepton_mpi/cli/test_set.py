@@ -8,8 +8,8 @@ from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.checks import check_config
 from lepton_mpi.config.schema import Config, DataConfig
 from lepton_mpi.data.dataset import Dataset
-from lepton_mpi.data.packed import is_packed
 from lepton_mpi.data.splits import open_test_set, open_together
+from lepton_mpi.data.storage.packed import is_packed
 from lepton_mpi.data.validation import check_file, guess_format
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.family import ModelSpec

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from lepton_mpi.data.augmentation import Augmentation
 from lepton_mpi.data.dataset import Dataset, load_into_memory
+from lepton_mpi.data.formats.tokens import TokenWindows
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.sampler import SampleOrder
-from lepton_mpi.data.tokens import TokenWindows
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.models.family import InputKind
 from lepton_mpi.runtime.ranges import split_range

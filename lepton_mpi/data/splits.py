@@ -15,12 +15,12 @@ from lepton_mpi.comm.agreement import do_on_all
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.dataset import Dataset, Subset
-from lepton_mpi.data.formats import locate_parts, open_format, open_unlabelled
+from lepton_mpi.data.formats.registry import locate_parts, open_format, open_unlabelled
+from lepton_mpi.data.formats.tokens import TokenWindows, scan_tokens
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.selection import choose_first, hold_out
-from lepton_mpi.data.staging import stage
-from lepton_mpi.data.stream_loader import OpenedStream, open_stream
-from lepton_mpi.data.tokens import TokenWindows, scan_tokens
+from lepton_mpi.data.storage.staging import stage
+from lepton_mpi.data.streams.loader import OpenedStream, open_stream
 from lepton_mpi.errors import DataError, RankMismatchError
 from lepton_mpi.runtime.mpi import MPI
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.prefetch import Prefetcher
-from lepton_mpi.data.stream_loader import StreamLoader
+from lepton_mpi.data.streams.loader import StreamLoader
 from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.monitor.throughput import Throughput
 from lepton_mpi.train.inference import evaluate

@@ -11,12 +11,12 @@ from lepton_mpi.comm.grid import GridShape
 from lepton_mpi.config.schema import Config, ModelConfig, TrainConfig
 from lepton_mpi.data.augmentation import make_augmentation
 from lepton_mpi.data.dataset import Dataset, id_counts
+from lepton_mpi.data.formats.tokens import TokenWindows
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.normalisation import Normalisation, measure_normalisation
 from lepton_mpi.data.sampler import Sampler
 from lepton_mpi.data.splits import DataSplits
-from lepton_mpi.data.stream_loader import StreamLoader
-from lepton_mpi.data.tokens import TokenWindows
+from lepton_mpi.data.streams.loader import StreamLoader
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.models.family import DataShape, InputKind
 from lepton_mpi.models.registry import choose_family_task

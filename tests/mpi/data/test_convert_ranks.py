@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.conversion import Source, convert
 from lepton_mpi.data.dataset import ArrayDataset, Dataset
+from lepton_mpi.data.formats.tokens import TokenWindows
 from lepton_mpi.data.needs import DataNeeds
-from lepton_mpi.data.packed import verify_packed
-from lepton_mpi.data.packed_hdf5 import verify_hdf5
 from lepton_mpi.data.splits import open_datasets
-from lepton_mpi.data.spool import spooled
-from lepton_mpi.data.staging import stage
-from lepton_mpi.data.tokens import TokenWindows
+from lepton_mpi.data.storage.conversion import Source, convert
+from lepton_mpi.data.storage.packed import verify_packed
+from lepton_mpi.data.storage.packed_hdf5 import verify_hdf5
+from lepton_mpi.data.storage.spool import spooled
+from lepton_mpi.data.storage.staging import stage
 from lepton_mpi.errors import ConfigError, DataError, LeptonError
 from lepton_mpi.runtime.mpi import MPI
 

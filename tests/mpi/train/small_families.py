@@ -10,8 +10,8 @@ from small_runs import configure
 
 from lepton_mpi.config.schema import Config
 from lepton_mpi.data.dataset import ArrayDataset
+from lepton_mpi.data.formats.tokens import TokenWindows
 from lepton_mpi.data.splits import DataSplits
-from lepton_mpi.data.tokens import TokenWindows
 
 NUM_TRAIN, NUM_TEST = 20, 7
 VOCABULARY, CONTEXT, PADDING = 31, 8, 0

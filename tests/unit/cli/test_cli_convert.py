@@ -10,7 +10,7 @@ import pytest
 
 from lepton_mpi.cli.arguments import ConvertArguments, read_arguments
 from lepton_mpi.cli.convert import run_convert
-from lepton_mpi.data.packed import open_packed
+from lepton_mpi.data.storage.packed import open_packed
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.runtime.mpi import start_mpi
 

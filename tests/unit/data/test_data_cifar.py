@@ -11,7 +11,7 @@ from damaged_bytes import damaged
 from hypothesis import HealthCheck, given, settings
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.cifar import CifarDataset
+from lepton_mpi.data.formats.cifar import CifarDataset
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.splits import open_datasets, open_inputs, open_test_set
 from lepton_mpi.errors import DataError

@@ -17,16 +17,16 @@ import numpy as np
 import pytest
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data import conversion, packed_hdf5
-from lepton_mpi.data.conversion import Source, convert
 from lepton_mpi.data.dataset import ArrayDataset, Dataset
-from lepton_mpi.data.drafts import Draft, remove_abandoned
-from lepton_mpi.data.hdf5 import Hdf5Dataset
+from lepton_mpi.data.formats.hdf5 import Hdf5Dataset
 from lepton_mpi.data.needs import DataNeeds
-from lepton_mpi.data.packed import open_packed, verify_packed
-from lepton_mpi.data.packed_hdf5 import verify_hdf5
 from lepton_mpi.data.splits import open_datasets, open_whole
-from lepton_mpi.data.spool import spooled
+from lepton_mpi.data.storage import conversion, packed_hdf5
+from lepton_mpi.data.storage.conversion import Source, convert
+from lepton_mpi.data.storage.drafts import Draft, remove_abandoned
+from lepton_mpi.data.storage.packed import open_packed, verify_packed
+from lepton_mpi.data.storage.packed_hdf5 import verify_hdf5
+from lepton_mpi.data.storage.spool import spooled
 from lepton_mpi.errors import ConfigError, DataError, LeptonError
 from lepton_mpi.runtime.mpi import start_mpi
 
@@ -274,7 +274,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from lepton_mpi.data.conversion import Source, convert
+from lepton_mpi.data.storage.conversion import Source, convert
 from lepton_mpi.data.dataset import ArrayDataset, Dataset
 from lepton_mpi.runtime.mpi import start_mpi
 
@@ -326,10 +326,10 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import numpy as np
-from lepton_mpi.data.conversion import Source, convert
-from lepton_mpi.data.npy import open_npy
-from lepton_mpi.data.hdf5 import Hdf5Dataset
-from lepton_mpi.data.packed import open_packed
+from lepton_mpi.data.storage.conversion import Source, convert
+from lepton_mpi.data.formats.npy import open_npy
+from lepton_mpi.data.formats.hdf5 import Hdf5Dataset
+from lepton_mpi.data.storage.packed import open_packed
 from lepton_mpi.runtime.mpi import start_mpi
 
 comm, folder = start_mpi(), Path(sys.argv[1])

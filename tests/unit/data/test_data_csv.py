@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lepton_mpi.data import csv
-from lepton_mpi.data.csv import open_csv
+from lepton_mpi.data.formats import csv
+from lepton_mpi.data.formats.csv import open_csv
 from lepton_mpi.errors import DataError
 
 

@@ -13,10 +13,10 @@ from damaged_bytes import damaged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lepton_mpi.data import csv as csv_format
-from lepton_mpi.data import delimited
-from lepton_mpi.data.csv import CsvReader, open_csv
-from lepton_mpi.data.delimited import count_lines, parse_numbers, read_blocks
+from lepton_mpi.data.formats import csv as csv_format
+from lepton_mpi.data.formats import delimited
+from lepton_mpi.data.formats.csv import CsvReader, open_csv
+from lepton_mpi.data.formats.delimited import count_lines, parse_numbers, read_blocks
 from lepton_mpi.errors import DataError
 
 READ_BLOCKS = read_blocks

@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 import pytest
 
-from lepton_mpi.data.digits import open_digits
-from lepton_mpi.data.hdf5 import Hdf5Dataset
+from lepton_mpi.data.formats.digits import open_digits
+from lepton_mpi.data.formats.hdf5 import Hdf5Dataset
 from lepton_mpi.errors import DataError
 
 X = np.random.default_rng(0).integers(-99, 99, (50, 2, 3)).astype(np.int16)
@@ -151,7 +151,7 @@ def make_digits(monkeypatch: pytest.MonkeyPatch, folder: Path, pixels: np.ndarra
 
 def test_the_script_makes_the_embedded_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = open_digits().read(np.arange(1797))
-    embedded = Path(__file__).parents[3] / "lepton_mpi" / "data" / "digits.h5"
+    embedded = Path(__file__).parents[3] / "lepton_mpi" / "data" / "formats" / "digits.h5"
     with h5py.File(make_digits(monkeypatch, tmp_path, x, y)) as made, h5py.File(embedded) as ours:
         assert dict(made.attrs) == dict(ours.attrs) and set(made) == set(ours) == {"x", "y"}
         for name in made:

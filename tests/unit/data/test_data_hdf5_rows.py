@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from lepton_mpi.data.hdf5 import Hdf5Dataset
-from lepton_mpi.data.hdf5_rows import find_plain_rows
+from lepton_mpi.data.formats.hdf5 import Hdf5Dataset
+from lepton_mpi.data.formats.hdf5_rows import find_plain_rows
 
 X = np.random.default_rng(0).integers(0, 100, (50, 4, 6))
 STORED = {

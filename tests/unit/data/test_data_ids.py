@@ -8,10 +8,10 @@ import h5py
 import numpy as np
 import pytest
 
-from lepton_mpi.data.csv import open_csv
 from lepton_mpi.data.dataset import ArrayDataset, Dataset, Reshaped, Subset, id_counts, load_into_memory
-from lepton_mpi.data.hdf5 import Hdf5Dataset
-from lepton_mpi.data.npy import open_npy
+from lepton_mpi.data.formats.csv import open_csv
+from lepton_mpi.data.formats.hdf5 import Hdf5Dataset
+from lepton_mpi.data.formats.npy import open_npy
 from lepton_mpi.errors import DataError
 from lepton_mpi.runtime.mpi import start_mpi
 

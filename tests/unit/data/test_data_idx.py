@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lepton_mpi.data.dataset import Dataset
-from lepton_mpi.data.idx import open_idx
+from lepton_mpi.data.formats.idx import open_idx
 from lepton_mpi.errors import DataError
 
 CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}

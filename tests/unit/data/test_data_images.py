@@ -13,8 +13,8 @@ from damaged_bytes import damaged
 from hypothesis import HealthCheck, given, settings
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.image_decoding import ImageDecoder
-from lepton_mpi.data.images import ImageFolder
+from lepton_mpi.data.formats.image_decoding import ImageDecoder
+from lepton_mpi.data.formats.images import ImageFolder
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.splits import open_datasets, open_inputs, open_test_set
 from lepton_mpi.errors import ConfigError, DataError

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.csv import open_csv
 from lepton_mpi.data.dataset import ArrayDataset, Dataset, Reshaped, Subset, load_into_memory
+from lepton_mpi.data.formats.csv import open_csv
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.splits import open_datasets, open_inputs, open_test_set
 from lepton_mpi.errors import DataError

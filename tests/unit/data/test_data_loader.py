@@ -8,7 +8,7 @@ import pytest
 from lepton_mpi.config.augmentation import AugmentationSettings
 from lepton_mpi.data.augmentation import Augmentation, ImageLayout
 from lepton_mpi.data.dataset import ArrayDataset, Dataset, Subset
-from lepton_mpi.data.digits import open_digits
+from lepton_mpi.data.formats.digits import open_digits
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.sampler import Sampler, SequentialSampler

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.movielens import open_movielens
+from lepton_mpi.data.formats.movielens import open_movielens
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.splits import open_datasets, open_inputs
 from lepton_mpi.errors import DataError

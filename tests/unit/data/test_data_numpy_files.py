@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lepton_mpi.data.npy import open_npy
-from lepton_mpi.data.npz import open_npz
+from lepton_mpi.data.formats.npy import open_npy
+from lepton_mpi.data.formats.npz import open_npz
 from lepton_mpi.errors import DataError
 
 X = np.arange(24, dtype=np.int16).reshape(4, 1, 2, 3)

@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.conversion import Source, convert
 from lepton_mpi.data.dataset import ArrayDataset, Dataset
-from lepton_mpi.data.formats import open_format, open_unlabelled
+from lepton_mpi.data.formats.registry import open_format, open_unlabelled
+from lepton_mpi.data.formats.tokens import TokenWindows
 from lepton_mpi.data.needs import DataNeeds
-from lepton_mpi.data.packed import open_packed, verify_packed
-from lepton_mpi.data.packed_manifest import PackedManifest, digest_body
-from lepton_mpi.data.tokens import TokenWindows
+from lepton_mpi.data.storage.conversion import Source, convert
+from lepton_mpi.data.storage.packed import open_packed, verify_packed
+from lepton_mpi.data.storage.packed_manifest import PackedManifest, digest_body
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.runtime.mpi import start_mpi
 

@@ -12,9 +12,9 @@ from damaged_bytes import damaged
 from hypothesis import HealthCheck, given, settings
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data import parquet
+from lepton_mpi.data.formats import parquet
+from lepton_mpi.data.formats.parquet import ParquetDataset
 from lepton_mpi.data.needs import DataNeeds
-from lepton_mpi.data.parquet import ParquetDataset
 from lepton_mpi.data.splits import open_datasets, open_inputs
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.runtime.mpi import start_mpi

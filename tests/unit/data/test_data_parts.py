@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_mpi.config.schema import DataConfig
+from lepton_mpi.data.formats.tokens import TokenWindows
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.selection import choose_first
 from lepton_mpi.data.splits import open_datasets, open_test_set
-from lepton_mpi.data.tokens import TokenWindows
 from lepton_mpi.data.validation import guess_format, list_folder
 from lepton_mpi.errors import DataError
 from lepton_mpi.runtime.mpi import start_mpi

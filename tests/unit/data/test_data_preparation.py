@@ -8,12 +8,12 @@ import pytest
 from lepton_mpi.config.augmentation import AugmentationSettings
 from lepton_mpi.data.augmentation import Augmentation
 from lepton_mpi.data.dataset import ArrayDataset
+from lepton_mpi.data.formats.tokens import TokenWindows
 from lepton_mpi.data.loader import EVALUATION, Loader, prepared_shape
 from lepton_mpi.data.masking import NOT_ASKED, Masking
 from lepton_mpi.data.negatives import NegativeItems
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.sampler import Sampler, SequentialSampler
-from lepton_mpi.data.tokens import TokenWindows
 from lepton_mpi.errors import ConfigError, DataError
 
 IDENTITY = Normalisation.identity((4,))

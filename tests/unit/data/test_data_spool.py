@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data import spool
-from lepton_mpi.data.csv import open_csv
+from lepton_mpi.data.formats.csv import open_csv
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.splits import open_datasets
-from lepton_mpi.data.spool import GrowingNpy, spooled
+from lepton_mpi.data.storage import spool
+from lepton_mpi.data.storage.spool import GrowingNpy, spooled
 from lepton_mpi.errors import DataError, LeptonError
 from lepton_mpi.runtime.mpi import start_mpi
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data import staging
-from lepton_mpi.data.conversion import Source, convert
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.drafts import Draft
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.splits import open_datasets, open_whole
-from lepton_mpi.data.staging import list_files, stage, stage_paths
+from lepton_mpi.data.storage import staging
+from lepton_mpi.data.storage.conversion import Source, convert
+from lepton_mpi.data.storage.drafts import Draft
+from lepton_mpi.data.storage.staging import list_files, stage, stage_paths
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.runtime.mpi import start_mpi
 

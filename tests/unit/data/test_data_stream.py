@@ -13,8 +13,8 @@ import pytest
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
-from lepton_mpi.data.stream import Columns, Records, RecordStream, await_records, is_fifo, start_spool
-from lepton_mpi.data.stream_loader import StreamLoader, open_stream
+from lepton_mpi.data.streams.loader import StreamLoader, open_stream
+from lepton_mpi.data.streams.records import Columns, Records, RecordStream, await_records, is_fifo, start_spool
 from lepton_mpi.errors import DataError
 from lepton_mpi.runtime.mpi import start_mpi
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from lepton_mpi.config.schema import DataConfig
+from lepton_mpi.data.formats.synthetic import SyntheticDataset
+from lepton_mpi.data.formats.synthetic_tables import Credit
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.splits import open_datasets, open_test_set
-from lepton_mpi.data.synthetic import SyntheticDataset
-from lepton_mpi.data.synthetic_tables import Credit
 from lepton_mpi.errors import ConfigError
 from lepton_mpi.models.task import LabelKind
 from lepton_mpi.runtime.mpi import start_mpi

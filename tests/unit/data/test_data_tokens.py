@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_mpi.config.schema import DataConfig
+from lepton_mpi.data.formats.tokens import TokenWindows
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.splits import open_datasets, open_inputs, open_test_set
-from lepton_mpi.data.tokens import TokenWindows
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.runtime.mpi import start_mpi
 

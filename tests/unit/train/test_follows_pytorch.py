@@ -14,8 +14,8 @@ from small_runs import HIDDEN_SIZES, configure, do_steps, made_splits, running
 
 from lepton_mpi.config.schema import Config
 from lepton_mpi.data.dataset import ArrayDataset
+from lepton_mpi.data.formats.tokens import TokenWindows
 from lepton_mpi.data.splits import DataSplits
-from lepton_mpi.data.tokens import TokenWindows
 from lepton_mpi.runtime.mpi import MPI, start_mpi
 from lepton_mpi.train.averaging import averaged_weights
 from lepton_mpi.train.inference import evaluate

@@ -20,12 +20,12 @@ import lepton_mpi
 from lepton_mpi.comm.agreement import do_on_all, do_on_root, raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.dataset import Dataset
-from lepton_mpi.data.drafts import Draft, free_nbytes, remove_abandoned, sync
-from lepton_mpi.data.packed_hdf5 import DATASETS, allocate_hdf5, read_dataset, store_manifest
-from lepton_mpi.data.packed_manifest import MANIFEST_FILE, PackedArray, PackedManifest
-from lepton_mpi.data.piece_digests import ReadRange, combine_digests, digest_pieces, read_file
-from lepton_mpi.data.placed_rows import PlacedRows, allocate_npy
-from lepton_mpi.data.tokens import TokenWindows
+from lepton_mpi.data.formats.tokens import TokenWindows
+from lepton_mpi.data.storage.drafts import Draft, free_nbytes, remove_abandoned, sync
+from lepton_mpi.data.storage.packed_hdf5 import DATASETS, allocate_hdf5, read_dataset, store_manifest
+from lepton_mpi.data.storage.packed_manifest import MANIFEST_FILE, PackedArray, PackedManifest
+from lepton_mpi.data.storage.piece_digests import ReadRange, combine_digests, digest_pieces, read_file
+from lepton_mpi.data.storage.placed_rows import PlacedRows, allocate_npy
 from lepton_mpi.data.validation import check_inputs
 from lepton_mpi.errors import ConfigError, DataError, LeptonError
 from lepton_mpi.runtime.mpi import MPI

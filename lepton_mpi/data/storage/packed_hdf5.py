@@ -17,9 +17,9 @@ import numpy as np
 
 from lepton_mpi.comm.agreement import do_on_all
 from lepton_mpi.comm.contract import collective
-from lepton_mpi.data.packed_manifest import PackedManifest, parse_manifest
-from lepton_mpi.data.piece_digests import ReadRange, check_pieces
-from lepton_mpi.data.placed_rows import PlacedRows
+from lepton_mpi.data.storage.packed_manifest import PackedManifest, parse_manifest
+from lepton_mpi.data.storage.piece_digests import ReadRange, check_pieces
+from lepton_mpi.data.storage.placed_rows import PlacedRows
 from lepton_mpi.data.validation import check_file, suggest_format
 from lepton_mpi.errors import DataError
 from lepton_mpi.runtime.mpi import MPI

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import Dataset, take_labels
-from lepton_mpi.data.image_decoding import IMAGE_SUFFIXES, ImageDecoder
+from lepton_mpi.data.formats.image_decoding import IMAGE_SUFFIXES, ImageDecoder
 from lepton_mpi.data.validation import check_file, list_folder
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.task import LabelKind

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import Dataset, take_labels
-from lepton_mpi.data.image_decoding import ImageDecoder
-from lepton_mpi.data.tar import TarMember, list_members
+from lepton_mpi.data.formats.image_decoding import ImageDecoder
+from lepton_mpi.data.formats.tar import TarMember, list_members
 from lepton_mpi.data.validation import check_file, check_inputs, count_classes, list_folder, read_label_array
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.task import LabelKind

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 
 from lepton_mpi.data.dataset import ArrayDataset, load_into_memory
-from lepton_mpi.data.hdf5 import Hdf5Dataset
+from lepton_mpi.data.formats.hdf5 import Hdf5Dataset
 from lepton_mpi.models.task import LabelKind
 
 
@@ -19,7 +19,7 @@ def open_digits(num_classes: int = 0, *, label_kind: LabelKind = "class") -> Arr
     Raises:
         DataError: `num_classes` is below 10.
     """
-    with as_file(files("lepton_mpi.data") / "digits.h5") as path:
+    with as_file(files("lepton_mpi.data.formats") / "digits.h5") as path:
         dataset = load_into_memory(Hdf5Dataset(str(path), "x", "y", num_classes, label_kind=label_kind))
     dataset.name = "digits"
     return dataset

@@ -15,7 +15,7 @@ from lepton_mpi.data.dataset import ArrayDataset
 from lepton_mpi.data.loader import Batch
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
-from lepton_mpi.data.stream import Columns, Records, RecordStream, await_records, is_fifo, start_spool
+from lepton_mpi.data.streams.records import Columns, Records, RecordStream, await_records, is_fifo, start_spool
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.family import InputKind
 from lepton_mpi.runtime.mpi import MPI

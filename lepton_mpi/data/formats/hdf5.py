@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import Dataset, take_labels
-from lepton_mpi.data.hdf5_rows import find_plain_rows
+from lepton_mpi.data.formats.hdf5_rows import find_plain_rows
 from lepton_mpi.data.validation import check_file, check_inputs, count_classes, read_label_array, suggest_format
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.task import LabelKind

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from lepton_mpi.comm.agreement import do_on_all
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.dataset import ArrayDataset, Dataset
-from lepton_mpi.data.npy import map_array
-from lepton_mpi.data.packed_manifest import MANIFEST_FILE, PackedArray, PackedManifest, parse_manifest
-from lepton_mpi.data.piece_digests import check_pieces, read_file
-from lepton_mpi.data.tokens import cut_windows
+from lepton_mpi.data.formats.npy import map_array
+from lepton_mpi.data.formats.tokens import cut_windows
+from lepton_mpi.data.storage.packed_manifest import MANIFEST_FILE, PackedArray, PackedManifest, parse_manifest
+from lepton_mpi.data.storage.piece_digests import check_pieces, read_file
 from lepton_mpi.data.validation import check_inputs, read_label_array, wrong_label
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.task import LabelKind

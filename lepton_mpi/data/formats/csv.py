@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.delimited import LineBlock, count_lines, parse_numbers, read_blocks
+from lepton_mpi.data.formats.delimited import LineBlock, count_lines, parse_numbers, read_blocks
 from lepton_mpi.data.validation import MAX_LABEL, check_file, count_classes, suggest_format, wrong_label
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.task import LabelKind

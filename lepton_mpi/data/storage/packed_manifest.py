@@ -11,7 +11,7 @@ from typing import Any, cast, final, get_args
 
 import numpy as np
 
-from lepton_mpi.data.piece_digests import PIECE_NBYTES, combine_digests
+from lepton_mpi.data.storage.piece_digests import PIECE_NBYTES, combine_digests
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.task import LabelKind
 

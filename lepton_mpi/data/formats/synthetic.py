@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import UNLABELLED, Dataset
-from lepton_mpi.data.synthetic_images import CellImages, WavyImages
-from lepton_mpi.data.synthetic_kind import SyntheticKind
-from lepton_mpi.data.synthetic_tables import Blobs, Credit, LinearRegression, Ratings, TopicTokens
+from lepton_mpi.data.formats.synthetic_images import CellImages, WavyImages
+from lepton_mpi.data.formats.synthetic_kind import SyntheticKind
+from lepton_mpi.data.formats.synthetic_tables import Blobs, Credit, LinearRegression, Ratings, TopicTokens
 from lepton_mpi.errors import ConfigError
 from lepton_mpi.models.task import LabelKind
 

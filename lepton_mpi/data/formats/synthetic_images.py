@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.data.synthetic_kind import SyntheticKind, check_shape, draw_uniform
+from lepton_mpi.data.formats.synthetic_kind import SyntheticKind, check_shape, draw_uniform
 from lepton_mpi.errors import ConfigError
 
 _WAVES = 4  # of which the pattern of a class consists, in each channel

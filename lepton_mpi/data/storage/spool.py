@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from lepton_mpi.comm.agreement import do_on_root, raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.csv import CsvReader, narrow_numbers
-from lepton_mpi.data.drafts import open_draft, remove_abandoned
+from lepton_mpi.data.formats.csv import CsvReader, narrow_numbers
 from lepton_mpi.data.needs import DataNeeds
+from lepton_mpi.data.storage.drafts import open_draft, remove_abandoned
 from lepton_mpi.errors import LeptonError
 from lepton_mpi.runtime.mpi import MPI
 

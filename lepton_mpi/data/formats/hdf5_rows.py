@@ -7,7 +7,7 @@ import os
 
 import h5py
 
-from lepton_mpi.data.placed_rows import PlacedRows
+from lepton_mpi.data.storage.placed_rows import PlacedRows
 
 
 def find_plain_rows(dataset: h5py.Dataset, path: str) -> PlacedRows | None:

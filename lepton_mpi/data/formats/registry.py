@@ -6,25 +6,25 @@ import os
 from dataclasses import fields
 
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.cifar import CifarDataset, find_cifar_test_file
-from lepton_mpi.data.csv import open_csv
 from lepton_mpi.data.dataset import Dataset
-from lepton_mpi.data.digits import open_digits
-from lepton_mpi.data.hdf5 import Hdf5Dataset
-from lepton_mpi.data.idx import open_idx
-from lepton_mpi.data.image_decoding import ImageDecoder
-from lepton_mpi.data.images import ImageFolder, find_image_parts, list_classes
-from lepton_mpi.data.movielens import open_movielens
+from lepton_mpi.data.formats.cifar import CifarDataset, find_cifar_test_file
+from lepton_mpi.data.formats.csv import open_csv
+from lepton_mpi.data.formats.digits import open_digits
+from lepton_mpi.data.formats.hdf5 import Hdf5Dataset
+from lepton_mpi.data.formats.idx import open_idx
+from lepton_mpi.data.formats.image_decoding import ImageDecoder
+from lepton_mpi.data.formats.images import ImageFolder, find_image_parts, list_classes
+from lepton_mpi.data.formats.movielens import open_movielens
+from lepton_mpi.data.formats.npy import open_npy
+from lepton_mpi.data.formats.npz import open_npz
+from lepton_mpi.data.formats.parquet import ParquetDataset
+from lepton_mpi.data.formats.synthetic import SyntheticDataset
+from lepton_mpi.data.formats.text import open_standard_library, open_text
+from lepton_mpi.data.formats.tokens import open_tokens
+from lepton_mpi.data.formats.webdataset import WebDataset
 from lepton_mpi.data.needs import DataNeeds
-from lepton_mpi.data.npy import open_npy
-from lepton_mpi.data.npz import open_npz
-from lepton_mpi.data.packed import is_packed, open_packed
-from lepton_mpi.data.parquet import ParquetDataset
-from lepton_mpi.data.synthetic import SyntheticDataset
-from lepton_mpi.data.text import open_standard_library, open_text
-from lepton_mpi.data.tokens import open_tokens
+from lepton_mpi.data.storage.packed import is_packed, open_packed
 from lepton_mpi.data.validation import check_file, guess_format
-from lepton_mpi.data.webdataset import WebDataset
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.models.task import LabelKind
 

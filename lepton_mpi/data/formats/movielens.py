@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.delimited import LineBlock, parse_numbers, read_blocks
+from lepton_mpi.data.formats.delimited import LineBlock, parse_numbers, read_blocks
 from lepton_mpi.data.validation import check_file, count_classes, read_label_array, suggest_format
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.task import LabelKind

@@ -9,7 +9,7 @@ import sysconfig
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.data.tokens import TokenWindows, cut_windows
+from lepton_mpi.data.formats.tokens import TokenWindows, cut_windows
 from lepton_mpi.data.validation import check_file
 from lepton_mpi.errors import DataError
 

@@ -10,7 +10,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.data.synthetic_kind import SyntheticKind, check_shape, draw_normal, draw_uniform
+from lepton_mpi.data.formats.synthetic_kind import SyntheticKind, check_shape, draw_normal, draw_uniform
 from lepton_mpi.errors import ConfigError
 
 _TOKENS = 64  # of which texts are made; 0 starts every text

@@ -1,0 +1,1 @@
+"""Samples that arrive while training runs."""
