@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, TypeAlias, final
 
 import numpy as np
@@ -35,7 +35,8 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        values: metrics by name, in the order of the task; the first is the main one. NaN where there was nothing to count.
+        values: metrics by name, in the order of the task; the first is the main one, which is shown. NaN where there was nothing
+            to count.
         classification: the table of all classes, for classification alone.
         confusion: int64 [C, C], how often each class (row) was taken for each (column), where there are classes; not compared.
     """
@@ -49,6 +50,10 @@ class Evaluation:
         """Name, as people read it, and value of the main metric."""
         name, value = next(iter(self.values.items()))
         return name.replace("_", " "), value
+
+    def led_by(self, name: str) -> Evaluation:
+        """Return the same with another of its metrics as the main one. Local."""
+        return replace(self, values={name: self.values[name], **self.values})
 
     def to_dict(self) -> dict[str, Any]:
         """Return metrics by name, and the list `per_class` for classification. Local."""

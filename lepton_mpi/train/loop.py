@@ -147,7 +147,7 @@ def train(
     judge = _Judge(run)
     throughput, means, waited_s = Throughput(), _Means(), 0.0
     test: Evaluation | None = None
-    begin, stopped = time.monotonic(), False
+    begin, first_step, stopped = time.monotonic(), state.step, False
     saved_step = state.step if state.step else -1  # where the run begins there is nothing saved yet
     train_loss = math.nan
     with Prefetcher(run.training.loader) as ahead:
@@ -171,7 +171,7 @@ def train(
                 epoch_ends = state.epoch != epoch
                 test = None
                 if run.test_loader and not stopped and judge.is_due(state, epoch_ends):
-                    test = evaluate(run.network, run.test_loader)
+                    test = evaluate(run.network, run.test_loader).led_by(judge.metric)
                     state = judge.judge(state, test)
                     watcher.evaluation_done(test, state)
                 if epoch_ends:
@@ -188,10 +188,11 @@ def train(
     early = judge.has_lost_patience(state)
     interrupted = stopped and state.step < run.training.num_steps and not early
     if test is None and run.test_loader and not interrupted:
-        test = evaluate(run.network, run.test_loader)
-        state = judge.judge(state, test)
-        if best and state.stale == 0:
-            _keep_best(run, state, best)
+        test = evaluate(run.network, run.test_loader).led_by(judge.metric)
+        if state.step > first_step:
+            state = judge.judge(state, test)
+            if best and state.stale == 0:
+                _keep_best(run, state, best)
     wait_share = waited_s / throughput.duration_s if throughput.duration_s else 0.0
     return Outcome(state, interrupted, early, train_loss, test, throughput.average(), wait_share, wall_s)
 
@@ -205,7 +206,7 @@ class _Judge:
     """Says when to evaluate, and watches the metric that early stopping and the best checkpoint go by. The same on all ranks."""
 
     def __init__(self, run: Run) -> None:
-        self._metric, self._higher = watched_metric(run)
+        self.metric, self._higher = watched_metric(run)
         self._config = run.config.train
 
     def is_due(self, state: TrainState, epoch_ends: bool) -> bool:
@@ -215,7 +216,7 @@ class _Judge:
 
     def judge(self, state: TrainState, test: Evaluation) -> TrainState:
         """Return the state with an evaluation taken note of. Local."""
-        return state.judge(test.values[self._metric], self._higher)
+        return state.judge(test.values[self.metric], self._higher)
 
     def has_lost_patience(self, state: TrainState) -> bool:
         """Return whether too many evaluations in a row were no better. Local."""
