@@ -9,7 +9,7 @@ from lepton_mpi import LeptonModel  # before NumPy, so that the ranks of a node 
 # isort: split
 import numpy as np
 
-from lepton_mpi.data.digits import open_digits
+from lepton_mpi.data.formats.digits import open_digits
 
 x, y = open_digits().read(np.arange(1797))  # float32 [1797, 8, 8], int64 [1797]
 

@@ -109,6 +109,12 @@ def test_directions(begin, output, target):
         sums.higher_is_better("best")
 
 
+def test_another_metric_may_lead():
+    found = Evaluation({"accuracy": 0.5, "mean_iou": 0.25, "loss": 1.0}).led_by("mean_iou")
+    assert found.main == ("mean iou", 0.25)
+    assert list(found.values.items()) == [("mean_iou", 0.25), ("accuracy", 0.5), ("loss", 1.0)]
+
+
 def test_classification():
     output, labels = normal(29, 5), classes(5, 29)
     found = evaluated(ClassificationSums(5), output, labels)
