@@ -74,14 +74,23 @@ def _check_stream(config: Config) -> None:
             f"data.normalise: what has not come yet cannot be measured, got {config.data.normalise!r} with data.format stream; "
             'set "none" and let whoever writes the records scale them'
         )
-    for name, given in (("augment", config.data.augment), ("first_n", config.data.first_n), ("stage_dir", config.data.stage_dir)):
+    data = config.data
+    for name, given in (
+        ("augment", data.augment),
+        ("max_shift", data.max_shift > 0),
+        ("first_n", data.first_n),
+        ("validation_fraction", data.validation_fraction),
+        ("stage_dir", data.stage_dir),
+    ):
         if given:
             raise ConfigError(f"data.{name}: it does not go with data.format stream; leave it out")
 
 
 def _may_lack_labels(model: ModelConfig) -> bool:
-    """Return whether the task may be ranking, whose samples have no labels."""
-    return model.task == "ranking" or (model.task == "auto" and (model.family == "recommender" or ":" in model.family))
+    """Return whether the task may be one whose samples have no labels."""
+    if model.task == "auto":
+        return model.family == "recommender" or ":" in model.family
+    return model.task in ("ranking", "masked_language_model")
 
 
 def _check_data(data: DataConfig, may_lack_labels: bool) -> None:

@@ -99,6 +99,8 @@ def open_format(
             return SyntheticDataset(config.synthetic, config.num_samples, config.synthetic_shape, num_classes, label_kind=kind)
         case "packed":
             return open_packed(path, num_classes, labels_required=labels_required, label_kind=kind, context=needs.context)
+        case "stream":
+            raise ConfigError("data.format stream: only training takes what is still growing: read its files with data.format csv")
     raise ConfigError(f"data.format: expected one of {', '.join(_choices())}, found {name!r}: choose one of them")
 
 

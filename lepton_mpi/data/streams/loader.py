@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Final, Literal, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lepton_mpi.comm.agreement import do_on_all, do_on_root
 from lepton_mpi.comm.contract import collective
@@ -16,10 +17,12 @@ from lepton_mpi.data.loader import Batch
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.streams.records import Columns, Records, RecordStream, await_records, is_fifo, start_spool
-from lepton_mpi.errors import DataError
+from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.models.family import InputKind
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.ranges import split_range
+
+_LARGEST_ID: Final = 2.0**53 - 1  # up to here a double holds every integer
 
 
 @final
@@ -52,17 +55,24 @@ def open_stream(config: DataConfig, comm: MPI.Intracomm, needs: DataNeeds) -> Op
         needs: what the task needs of the data.
 
     Raises:
+        ConfigError: the task makes its own labels.
         DataError: there is no stream, or its columns are not those that the configuration names.
     """
+    if needs.labels == "none":
+        raise ConfigError(
+            "model.task: a ranking or a masked language model makes its labels of samples with numbers, and records of a stream "
+            "have none: choose another task, or another data.format"
+        )
     path = do_on_root(comm, lambda: start_spool(config.path) if is_fifo(config.path) else config.path)
 
     def open_own() -> OpenedStream:
         records = RecordStream(path)
         names = records.names(config.stream_idle_s)
-        labels = [] if needs.labels == "none" else [name.strip() for name in config.label_column.split(",")]
+        columns_of_values = [name.strip() for name in config.label_column.split(",")]
+        labels = columns_of_values if needs.labels == "value" else [config.label_column]
         columns = Columns(names, labels, needs.labels, config.num_classes)
         inputs, found = columns.parse([])
-        samples = ArrayDataset(config.path, inputs, found if labels else None, config.num_classes)
+        samples = ArrayDataset(config.path, inputs, found, config.num_classes)
         return OpenedStream(records, columns, samples, config.stream_idle_s)
 
     return do_on_all(comm, open_own)
@@ -148,7 +158,8 @@ class StreamLoader:
             lines += self._stream.read(records, start + first, start + last)
         inputs, labels = self._columns.parse(lines)
         ends = np.cumsum(sizes)[:-1]
-        arrays = inputs.astype(np.int64) if self._input_kind == "ids" else self._normalisation.apply(inputs.astype(np.float32))
+        is_ids = self._input_kind == "ids"
+        arrays = _as_ids(inputs, lines) if is_ids else self._normalisation.apply(inputs.astype(np.float32))
         return Batch(
             epoch,
             position,
@@ -159,3 +170,12 @@ class StreamLoader:
             np.split(labels, ends) if self._want_labels else [],
             (0, records.following),
         )
+
+
+def _as_ids(inputs: NDArray[np.float64], lines: Sequence[tuple[str, bytes]]) -> NDArray[np.int64]:
+    """Return inputs that are numbers of tokens, users or items."""
+    good = ((inputs >= 0) & (inputs <= _LARGEST_ID) & (inputs == np.floor(inputs))).all(axis=1)
+    if not good.all():
+        place, line = lines[int(np.argmin(good))]
+        raise DataError(f"{place}: expected whole numbers from 0 for tokens, users or items, found {line.decode().strip()!r}")
+    return inputs.astype(np.int64)

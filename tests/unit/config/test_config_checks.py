@@ -25,6 +25,8 @@ IDX = {"data__format": "idx", "data__path": "x", "data__labels_path": "y"}
 NPZ = {"data__format": "npz", "data__path": "x"}
 RANKING = {"data__format": "npy", "data__path": "x", "model__task": "ranking"}
 
+STREAM = {"data__format": "stream", "data__path": "x", "data__normalise": "none", "train__steps": 5}
+
 
 @pytest.mark.parametrize(
     "overrides",
@@ -40,8 +42,10 @@ RANKING = {"data__format": "npy", "data__path": "x", "model__task": "ranking"}
         {"data__format": "tokens", "data__path": "x", "data__num_classes": 50257},
         RANKING,
         RANKING | {"data__test_path": "u"},
+        RANKING | {"model__task": "masked_language_model"},
         RANKING | {"model__task": "auto", "model__family": "recommender"},
         RANKING | {"data__labels_path": "y", "data__test_path": "u", "data__test_labels_path": "v"},
+        STREAM | {"data__max_shift": 0},
         {"data__num_classes": 2},
         {"run__name": "a-b", "run__dir": "somewhere/a-b"},
         {"run__dir": "/tmp/x"},
@@ -65,6 +69,18 @@ def test_possible_combinations_pass(overrides: dict[str, object]) -> None:
         ({"data__labels_path": "x"}, r"data\.labels_path: data\.format digits"),
         ({"data__test_path": "x"}, r"data\.test_path: data\.format digits"),
         ({"data__test_labels_path": "x"}, r"data\.test_labels_path: data\.format digits"),
+        (STREAM | {"train__steps": 0}, r"train\.steps: a stream has no epochs"),
+        (STREAM | {"data__normalise": "global"}, r"data\.normalise: .* got 'global' with data\.format stream"),
+        *(
+            (STREAM | {f"data__{name}": value}, rf"data\.{name}: it does not go with data\.format stream")
+            for name, value in (
+                ("augment", ("flip",)),
+                ("max_shift", 1),
+                ("first_n", 5),
+                ("validation_fraction", 0.1),
+                ("stage_dir", "y"),
+            )
+        ),
         (IDX | {"data__labels_path": ""}, r"data\.labels_path: data\.format idx keeps labels in a file of their own"),
         (IDX | {"data__format": "npy", "data__labels_path": ""}, r"data\.labels_path: data\.format npy"),
         (IDX | {"data__test_path": "u"}, r"data\.test_path and data\.test_labels_path: .* got 'u' and ''"),

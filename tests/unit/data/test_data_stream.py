@@ -13,9 +13,10 @@ import pytest
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
+from lepton_mpi.data.splits import open_whole
 from lepton_mpi.data.streams.loader import StreamLoader, open_stream
 from lepton_mpi.data.streams.records import Columns, Records, RecordStream, await_records, is_fifo, start_spool
-from lepton_mpi.errors import DataError
+from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.runtime.mpi import start_mpi
 
 HEADER = b"a,b,label\n"
@@ -215,3 +216,29 @@ def test_each_record_goes_to_one_rank(tmp_path: Path, data_size: int, micro_batc
     assert (sizes, sorted(seen)) == ([10, 10, 3], list(range(23)))
     with pytest.raises(DataError, match="no way back"):
         loaders[0].batch(0, 0)
+
+
+@pytest.mark.parametrize("record", [b"1.5,2,3\n", b"-1,2,3\n", b"1e300,2,3\n"])
+def test_what_is_no_number_of_a_user_or_item(tmp_path: Path, record: bytes) -> None:
+    path, comm = tmp_path / "s.csv", start_mpi().Dup()
+    path.write_bytes(b"user,item,label\n0,1,4\n" + record)
+    Path(f"{path}.end").touch()
+    opened = open_stream(DataConfig(format="stream", path=str(path)), comm, DataNeeds("value"))
+    loader = StreamLoader(opened, Normalisation.identity(), global_batch=2, input_kind="ids")
+    assert loader.await_batch(comm, 0, lambda: False) == "ready"
+    with pytest.raises(DataError, match=r"s\.csv, byte 22: expected whole numbers from 0"):
+        loader.batch(0, 0)
+
+
+def test_tasks_that_make_their_own_labels_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_bytes(HEADER + rows(0, 4))
+    with pytest.raises(ConfigError, match=r"model\.task: a ranking"):
+        open_stream(DataConfig(format="stream", path=str(path)), start_mpi().Dup(), DataNeeds("none"))
+
+
+def test_a_stream_is_for_training_alone(tmp_path: Path) -> None:
+    path = tmp_path / "s.csv"
+    path.write_bytes(HEADER + rows(0, 4))
+    with pytest.raises(ConfigError, match=r"data\.format stream: .* data\.format csv"):
+        open_whole(DataConfig(format="stream", path=str(path)), start_mpi())
