@@ -47,14 +47,8 @@ LEPTON_SIMD float sum_of_block(const float* x, std::size_t n) {
   return lanes[0];
 }
 
-// e^x for x <= 0; 0 below the normal numbers, and NaN for NaN, which exp_fp32 would hide.
-inline float exp_of_difference(float x) {
-  const float e = exp_fp32(x) + (x - x);
-  return x < -87.3f ? 0.0f : e;
-}
-
 LEPTON_SIMD void exponentials(const float* __restrict x, std::size_t n, float shift, float* __restrict out) {
-  for (std::size_t i = 0; i < n; ++i) out[i] = exp_of_difference(x[i] - shift);
+  for (std::size_t i = 0; i < n; ++i) out[i] = exp_of_negative(x[i] - shift);
 }
 
 // Returns the sum of e^(x - shift) and writes the terms to out, unless it is null.

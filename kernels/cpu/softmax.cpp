@@ -1,6 +1,6 @@
 #include "lepton/softmax.hpp"
 
-#include "lepton/exponential.hpp"
+#include "lepton/elementary.hpp"
 #include "lepton/simd.hpp"
 
 #include <algorithm>

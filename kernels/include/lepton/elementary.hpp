@@ -1,5 +1,5 @@
 // Elementary functions of fp32 as plain arithmetic, so that loops over them become vectors and give the same bits on
-// every CPU. They are bounded and do not pass NaN on; activations multiply them by x, which does.
+// every CPU. Those for activations are bounded and do not pass NaN on; activations multiply them by x, which does.
 #pragma once
 
 #include <cstdint>
@@ -28,13 +28,12 @@ inline float clamp_to_exp(float x) {
   return from_bits((magnitude < bound ? magnitude : bound) | (bits & 0x80000000u));
 }
 
-// exp(x) within 2 units in the last place for |x| <= 87.3; larger arguments, and NaN, count as +-87.3. Cephes expf:
-// x = n ln 2 + r, and a polynomial for exp(r).
-inline float exp_fp32(float x) {
-  x = clamp_to_exp(x);
-  const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  const float shifted = x * 1.44269504088896341f + shifter;
-  const float n = shifted - shifter;
+// exp(x) within 2 units in the last place for |x| <= 87.3; NaN for NaN. Cephes expf.c (S. Moshier): x = n ln 2 + r, and
+// a polynomial for exp(r).
+[[gnu::always_inline]] inline float exp_in_range(float x) {
+  constexpr float kShifter = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+  const float shifted = x * 1.44269504088896341f + kShifter;
+  const float n = shifted - kShifter;
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // the first product is exact
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
@@ -42,9 +41,15 @@ inline float exp_fp32(float x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  p = (p * (r * r) + r) + 1.0f;
   return p * from_bits((to_bits(shifted) + 127u) << 23);  // 2^n: the shifter's own bits leave at the top
 }
+
+// exp(x) for any x: larger arguments than 87.3, and NaN, count as +-87.3.
+inline float exp_fp32(float x) { return exp_in_range(clamp_to_exp(x)); }
+
+// exp(x) for x <= 0; 0 where the result would leave the normal numbers, so also for -inf; NaN for NaN.
+[[gnu::always_inline]] inline float exp_of_negative(float x) { return x < -87.3f ? 0.0f : exp_in_range(x); }
 
 // The logistic function at one point.
 struct SigmoidFp32 {
