@@ -148,3 +148,26 @@ def test_any_damage_is_data_or_a_data_error(tmp_path: Path, cut: int, place: int
     except DataError:
         return
     assert dataset.read_inputs(np.arange(dataset.num_samples)).shape == (dataset.num_samples, *dataset.input_shape)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_arrays_of_an_archive_are_mapped(tmp_path: Path, order: str, version: tuple[int, int]) -> None:
+    images = np.asarray(np.random.default_rng(1).integers(0, 255, (9, 4, 5)), order=order).astype(np.uint8, order="K")
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        for name, array in (("x", images), ("y", np.arange(9) % 3)):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, version)
+    dataset = open_npz(str(tmp_path / "d.npz"), "x", "y")
+    assert isinstance(dataset._inputs.base, np.memmap)  # no copy for each rank
+    np.testing.assert_array_equal(dataset.read_inputs(np.arange(9)), images)
+
+
+def test_a_changed_byte_of_an_archive_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "d.npz"
+    np.savez(path, x=np.arange(4000.0).reshape(100, 40), y=np.arange(100) % 2)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"array 'x': expected an NPZ archive .*bad CRC-32"):
+        open_npz(str(path), "x", "y")
