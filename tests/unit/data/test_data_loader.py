@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from lepton_mpi.data.dataset import ArrayDataset, Dataset, Subset
 from lepton_mpi.data.formats.digits import open_digits
 from lepton_mpi.data.loader import Loader
 from lepton_mpi.data.normalisation import Normalisation
+from lepton_mpi.data.prefetch import Prefetcher
 from lepton_mpi.data.sampler import Sampler, SequentialSampler
 from lepton_mpi.errors import DataError
 
@@ -65,6 +68,26 @@ def test_ledger(data_size: int, micro_batches: int, num_samples: int, global_bat
         (epoch, position), steps = batches[0].following, steps + 1
     assert (epoch, position, steps) == (5, 0, loaders[0].steps_per_epoch)
     np.testing.assert_array_equal(np.sort(np.concatenate(used)), np.arange(num_samples))
+
+
+@pytest.mark.parametrize("sizes", [(1, 5), (2, 3), (3, 16), (16, 2), (5, 1)], ids=str)
+@pytest.mark.parametrize("batch_after", [32, 11])
+def test_ledger_across_a_resume_on_another_grid(sizes: tuple[int, int], batch_after: int) -> None:
+    """A run stops within an epoch; another grid, batch and number of micro-batches go on at its position, batches made ahead."""
+    dataset, order = counting_dataset(103), Sampler(103, 1)
+    used: list[float] = []
+    epoch, position = 2, 0
+    for data_size, global_batch, micro_batches, stop in ((sizes[0], 32, 1, 2), (sizes[1], batch_after, 3, 99)):
+        options = {"global_batch": global_batch, "micro_batches": micro_batches, "data_size": data_size}
+        with ExitStack() as stack:
+            loaders = [Loader(dataset, order, IDENTITY, data_index=rank, **options) for rank in range(data_size)]
+            sources = [stack.enter_context(Prefetcher(loader, always=True)) for loader in loaders]
+            while epoch == 2 and stop:
+                batches = [source.batch(epoch, position) for source in sources]
+                used += [x for batch in batches for piece in batch.inputs for x in piece[:, 0].tolist()]
+                (epoch, position), stop = batches[0].following, stop - 1
+    assert (epoch, position) == (3, 0)
+    assert sorted(used) == list(range(103))
 
 
 def test_micro_batches_and_empty_parts() -> None:
