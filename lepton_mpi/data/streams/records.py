@@ -9,13 +9,14 @@ what comes out of it to a file, which is then the stream.
 from __future__ import annotations
 
 import os
+import select
 import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import BinaryIO, Final, Literal, cast, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -304,17 +305,19 @@ def await_records(
 def start_spool(path: str) -> str:
     """Copy what comes out of a FIFO to a file beside it, for as long as the process lives, and return that file. Local, on rank 0.
 
-    Whole lines that were copied before stay; a line that a writer left unfinished is ended where it closes the FIFO.
+    Whole lines that were copied before stay; a line that a writer left unfinished is ended where the last writer closes the
+    FIFO. The stream ends where nobody writes any more and there is a file `<path>.end`.
 
     Raises:
         DataError: the file cannot be written.
     """
     spool = f"{path}{SPOOL_SUFFIX}"
     try:
+        Path(f"{spool}{END_SUFFIX}").unlink(missing_ok=True)  # of an earlier start
         target = open(spool, "ab", buffering=0)  # noqa: SIM115 - the thread's, to the end of the process
     except OSError as error:
         raise DataError(f"{spool}: cannot be written, where the records of the FIFO are kept: {error.strerror}") from error
-    threading.Thread(target=_copy, args=(path, target), name="spool", daemon=True).start()
+    threading.Thread(target=_copy, args=(path, cast(BinaryIO, target)), name="spool", daemon=True).start()
     return spool
 
 
@@ -326,15 +329,27 @@ def is_fifo(path: str) -> bool:
         return False
 
 
-def _copy(path: str, target: object) -> None:
-    while True:  # a writer may come back
-        last = b"\n"
-        with open(path, "rb", buffering=0) as source:
-            while block := source.read(_BLOCK_NBYTES):
-                target.write(block)  # type: ignore[attr-defined]
-                last = block
-        if not last.endswith(b"\n"):
-            target.write(b"\n")  # type: ignore[attr-defined]
+def _copy(path: str, target: BinaryIO) -> None:
+    source = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else this would wait for a first writer, deaf to the end
+    ends = True
+    while True:
+        is_over = Path(f"{path}{END_SUFFIX}").exists()  # asked before reading: what was written before the end is copied
+        select.select([source], [], [], _ROUND_S)
+        try:
+            block = os.read(source, _BLOCK_NBYTES)
+        except BlockingIOError:  # somebody writes, but nothing now
+            continue
+        if block:
+            target.write(block)
+            ends = block.endswith(b"\n")
+            continue
+        if not ends:
+            target.write(b"\n")
+            ends = True
+        if is_over:
+            Path(f"{path}{SPOOL_SUFFIX}{END_SUFFIX}").touch()
+            return
+        time.sleep(_LOOK_S)  # a writer may come, or come back
 
 
 def _parse_names(header: bytes, path: str) -> list[str]:

@@ -180,6 +180,12 @@ def test_a_fifo_is_kept(tmp_path: Path) -> None:
     more = await_records(comm, stream, found.following, 2, 60.0, lambda: False)
     assert isinstance(more, Records) and more.count == 2
     assert Path(spool).read_bytes() == HEADER + rows(0, 3) + b"3,3.5,0\n" + rows(4, 6)
+    with open(fifo, "wb") as writer:
+        writer.write(rows(6, 7))
+    Path(f"{fifo}.end").touch()
+    last = await_records(comm, stream, more.following, 9, 60.0, lambda: False)
+    assert isinstance(last, Records) and last.count == 1
+    assert await_records(comm, stream, last.following, 9, 60.0, lambda: False) == "ended"
 
 
 @pytest.mark.parametrize("data_size", [1, 2, 3, 5])
