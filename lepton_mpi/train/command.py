@@ -32,7 +32,6 @@ from lepton_mpi.runtime.logs import start_logging
 from lepton_mpi.runtime.mpi import MPI, mpi_library
 from lepton_mpi.runtime.stop_signals import StopSignals
 from lepton_mpi.train.averaging import start_average
-from lepton_mpi.train.initial_weights import load_weights
 from lepton_mpi.train.loop import EpochMetrics, Outcome, Watcher, train
 from lepton_mpi.train.objective import data_needs
 from lepton_mpi.train.resume import load
@@ -100,6 +99,8 @@ def _train(
     if newest is not None:
         state, _ = load(run.network, newest)
     elif run.config.model.init:
+        from lepton_mpi.train.initial_weights import load_weights  # brings the layers of all families that others know
+
         load_weights(run.network, run.config.model)
         start_average(run.network)
     num_hosts = len(set(comm.allgather(socket.gethostname())))

@@ -1,4 +1,8 @@
-"""From the name of a format to a data set."""
+"""From the name of a format to a data set.
+
+The less usual formats are imported when they are asked for: where ranks outnumber cores, what one module costs at start is
+paid by every rank in turn.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,14 @@ from dataclasses import fields
 
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.dataset import Dataset
-from lepton_mpi.data.formats.cifar import CifarDataset, find_cifar_test_file
 from lepton_mpi.data.formats.csv import open_csv
 from lepton_mpi.data.formats.digits import open_digits
 from lepton_mpi.data.formats.hdf5 import Hdf5Dataset
 from lepton_mpi.data.formats.idx import open_idx
-from lepton_mpi.data.formats.image_decoding import ImageDecoder
-from lepton_mpi.data.formats.images import ImageFolder, find_image_parts, list_classes
-from lepton_mpi.data.formats.movielens import open_movielens
 from lepton_mpi.data.formats.npy import open_npy
 from lepton_mpi.data.formats.npz import open_npz
-from lepton_mpi.data.formats.parquet import ParquetDataset
-from lepton_mpi.data.formats.synthetic import SyntheticDataset
 from lepton_mpi.data.formats.text import open_standard_library, open_text
 from lepton_mpi.data.formats.tokens import open_tokens
-from lepton_mpi.data.formats.webdataset import WebDataset
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.storage.packed import is_packed, open_packed
 from lepton_mpi.data.validation import check_file, guess_format
@@ -41,9 +38,13 @@ def locate_parts(config: DataConfig) -> tuple[str, str]:
     """
     path, test_path = config.path, config.test_path
     if config.format in _CIFAR_FORMATS:
+        from lepton_mpi.data.formats.cifar import find_cifar_test_file
+
         test_folder = test_path or path
         return path, find_cifar_test_file(config.format, test_folder) or test_path
     if config.format == "images":
+        from lepton_mpi.data.formats.images import find_image_parts
+
         train, test = find_image_parts(path)
         return train, test_path or test
     return path, test_path
@@ -83,19 +84,29 @@ def open_format(
         case "csv":
             return open_csv(path, config.label_column, num_classes, labels_required=labels_required, label_kind=kind)
         case "parquet":
+            from lepton_mpi.data.formats.parquet import ParquetDataset
+
             return ParquetDataset(path, config.label_column, num_classes, labels_required=labels_required, label_kind=kind)
         case "hdf5":
             return Hdf5Dataset(*named, labels_required=labels_required, label_kind=kind)
         case "cifar10" | "cifar100":
+            from lepton_mpi.data.formats.cifar import CifarDataset
+
             return CifarDataset(name, path, num_classes, label_kind=kind)
         case "movielens":
+            from lepton_mpi.data.formats.movielens import open_movielens
+
             return open_movielens(path, num_classes, numbering_path=config.path, label_kind=kind)
         case "images":
             return _open_images(path, config, num_classes, labels_required, kind)
         case "webdataset":
+            from lepton_mpi.data.formats.webdataset import WebDataset
+
             size, mode = config.image_size, config.image_mode
             return WebDataset(path, size, mode, num_classes, labels_required=labels_required, label_kind=kind)
         case "synthetic":
+            from lepton_mpi.data.formats.synthetic import SyntheticDataset
+
             return SyntheticDataset(config.synthetic, config.num_samples, config.synthetic_shape, num_classes, label_kind=kind)
         case "packed":
             return open_packed(path, num_classes, labels_required=labels_required, label_kind=kind, context=needs.context)
@@ -144,8 +155,11 @@ def _open_text_format(name: str, path: str, config: DataConfig, needs: DataNeeds
     return open_text(path, needs.context, vocabulary) if name == "text" else open_standard_library(needs.context, vocabulary)
 
 
-def _open_images(path: str, config: DataConfig, num_classes: int, labels_required: bool, kind: LabelKind) -> ImageFolder:
+def _open_images(path: str, config: DataConfig, num_classes: int, labels_required: bool, kind: LabelKind) -> Dataset:
     """Open a folder of pictures, with the classes of the training set."""
+    from lepton_mpi.data.formats.image_decoding import ImageDecoder
+    from lepton_mpi.data.formats.images import ImageFolder, list_classes
+
     decoder = ImageDecoder(config.image_size, config.image_mode)
     train = locate_parts(config)[0] if config.format == "images" else ""
     class_names = list_classes(train) if os.path.isdir(train) else None
