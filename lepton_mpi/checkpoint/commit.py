@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lepton_mpi.checkpoint.layout import MANIFEST_FILE
 from lepton_mpi.checkpoint.manifest import Manifest
+from lepton_mpi.runtime.whole_file import sync
 
 LATEST_FILE = "LATEST"
 _COMMITTED = re.compile(r"step-(\d{9,})(\.replaced)?", re.ASCII)
@@ -50,15 +51,6 @@ def make_temporary(root: Path, step: int) -> Path:
     path = _temporary_name(root, step)
     path.mkdir()
     return path
-
-
-def sync(path: Path) -> None:
-    """Force a file or directory, as this process sees it, to the disk. Local."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def committed_path(root: Path, step: int) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lepton_mpi
-from lepton_mpi.checkpoint.commit import commit, committed_path, make_temporary, sync
+from lepton_mpi.checkpoint.commit import commit, committed_path, make_temporary
 from lepton_mpi.checkpoint.drivers import choose_driver, write_direct, write_mpio
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import AttributeValue, create_data_file
@@ -19,6 +19,7 @@ from lepton_mpi.checkpoint.space import reserve_space
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.runtime.whole_file import sync
 
 
 @collective("comm")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from lepton_mpi.errors import CheckpointError
 from lepton_mpi.interop.safetensors_file import SafetensorsWriter
 from lepton_mpi.interop.weights_source import CONFIG_FILE, SINGLE_FILE, WeightsSource
 from lepton_mpi.nn.parameter import ParameterBlock, ParameterSpec
+from lepton_mpi.runtime.whole_file import WholeFile
 
 SUFFIX = ".safetensors"
 
@@ -184,9 +184,9 @@ class NameMap:
                 whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
                 writer.write(name, whole.T if group[0].transposed else whole)
         if folder and self.config:
-            temporary = folder / f".{CONFIG_FILE}-{secrets.token_hex(8)}.tmp"
-            temporary.write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(folder / CONFIG_FILE)
+            with WholeFile(folder / CONFIG_FILE) as described:
+                described.file.write((json.dumps(self.config, indent=2) + "\n").encode())
+                described.commit()
 
     def _require_config(self, source: WeightsSource) -> None:
         """Compare what the weights do not show, such as the number of heads, with their config.json."""

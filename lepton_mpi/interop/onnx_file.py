@@ -5,13 +5,10 @@ The format is that of https://github.com/onnx/onnx/blob/main/docs/IR.md, the fil
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, final
 
 import numpy as np
@@ -21,6 +18,7 @@ import lepton_mpi
 from lepton_mpi.errors import ConfigError
 from lepton_mpi.interop.onnx_graph import INPUT, OPSET, OUTPUT, OnnxGraph
 from lepton_mpi.nn.parameter import ParameterSpec
+from lepton_mpi.runtime.whole_file import WholeFile
 
 SUFFIX: Final = ".onnx"
 DATA_SUFFIX: Final = ".data"
@@ -100,15 +98,15 @@ def write_onnx(
     is_outside = sum(4 * int(np.prod(spec.shape, dtype=np.int64)) for spec in specs) > _LARGEST_INSIDE
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        main = stack.enter_context(_Draft(path))
-        data = stack.enter_context(_Draft(path.with_name(path.name + DATA_SUFFIX))) if is_outside else None
+        main = stack.enter_context(WholeFile(path))
+        data = stack.enter_context(WholeFile(path.with_name(path.name + DATA_SUFFIX))) if is_outside else None
         for spec, array in zip(specs, arrays, strict=True):
             values = np.ascontiguousarray(array, "<f4")
             tensor = model.graph.initializer.add(name=spec.name, data_type=onnx.TensorProto.FLOAT, dims=spec.shape)
             if data is None:
                 tensor.raw_data = values.tobytes()
             else:
-                _describe_outside(onnx, tensor, data.path.name, *data.append(values))
+                _describe_outside(onnx, tensor, data.path.name, *_append(data, values))
         main.file.write(model.SerializeToString())
         if data is not None:
             path.unlink(missing_ok=True)
@@ -156,39 +154,10 @@ def _describe_outside(onnx: Any, tensor: Any, file_name: str, offset: int, lengt
         tensor.external_data.add(key=key, value=value)
 
 
-class _Draft:
-    """A file that appears whole or not at all."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
-        self.file = self._temporary.open("xb")
-
-    def append(self, values: NDArray[np.float32]) -> tuple[int, int]:
-        """Write an array at the next aligned place; returns where it begins and how many bytes it has."""
-        self.file.write(b"\0" * (-self.file.tell() % _ALIGNMENT))
-        offset = self.file.tell()
-        if values.size:
-            self.file.write(values.reshape(-1).view(np.uint8).data)
-        return offset, values.nbytes
-
-    def commit(self) -> None:
-        """Let the file appear, on the disk."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self._temporary.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def __enter__(self) -> _Draft:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Close the file, and remove one that did not appear."""
-        try:
-            self.file.close()  # writes what is still buffered, which fails again where the disk is full
-        finally:
-            self._temporary.unlink(missing_ok=True)
+def _append(draft: WholeFile, values: NDArray[np.float32]) -> tuple[int, int]:
+    """Write an array at the next aligned place of a file; returns where it begins and how many bytes it has."""
+    draft.file.write(b"\0" * (-draft.file.tell() % _ALIGNMENT))
+    offset = draft.file.tell()
+    if values.size:
+        draft.file.write(values.reshape(-1).view(np.uint8).data)
+    return offset, values.nbytes

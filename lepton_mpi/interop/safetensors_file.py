@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.interop.safetensors_header import HeaderError, make_header, read_header
+from lepton_mpi.runtime.whole_file import WholeFile
 
 # Of the dtypes of the format, those that weights come in. bfloat16 is the upper half of a float32.
 _READABLE = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -118,15 +118,13 @@ class SafetensorsWriter:
         Raises:
             OSError: the file cannot be written.
         """
-        self._path = path
         self._shapes = dict(shapes)
         self._waiting = list(self._shapes)
-        self._temporary = path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
-        self._file = self._temporary.open("xb")
+        self._draft = WholeFile(path)
         try:
-            self._file.write(make_header(self._shapes, {"format": "pt", **(metadata or {})}))
+            self._draft.file.write(make_header(self._shapes, {"format": "pt", **(metadata or {})}))
         except OSError:
-            self._give_up()
+            self._draft.close()
             raise
 
     def write(self, name: str, values: Any) -> None:
@@ -147,7 +145,7 @@ class SafetensorsWriter:
             )
         array = np.ascontiguousarray(values, "<f4")
         if array.size:
-            self._file.write(array.reshape(-1).view(np.uint8).data)
+            self._draft.file.write(array.reshape(-1).view(np.uint8).data)
         del self._waiting[0]
 
     def __enter__(self) -> SafetensorsWriter:
@@ -156,27 +154,8 @@ class SafetensorsWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Let the file appear, or remove all of it after an error."""
-        try:
+        with self._draft:
             if kind is None:
-                self._commit()
-        finally:
-            self._give_up()
-
-    def _commit(self) -> None:
-        if self._waiting:
-            raise ValueError(f"tensor {self._waiting[0]} has been announced but not written")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def _give_up(self) -> None:
-        try:
-            self._file.close()  # writes what is still buffered, which fails again where the disk is full
-        finally:
-            self._temporary.unlink(missing_ok=True)
+                if self._waiting:
+                    raise ValueError(f"tensor {self._waiting[0]} has been announced but not written")
+                self._draft.commit()

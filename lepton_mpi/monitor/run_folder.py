@@ -6,7 +6,6 @@ Only rank 0 uses it; all functions are local.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from datetime import datetime
 from io import FileIO
@@ -17,6 +16,7 @@ from typing import Final, final
 from lepton_mpi.errors import ConfigError, LeptonError
 from lepton_mpi.monitor.json_text import format_json
 from lepton_mpi.monitor.summary import Summary
+from lepton_mpi.runtime.whole_file import WholeFile
 
 _CONFIG: Final = "config.toml"
 _METRICS: Final = "metrics.jsonl"
@@ -206,21 +206,9 @@ def _replace(path: Path, content: bytes) -> None:
 
     The name must be as durable as the content, hence the fsync of the folder too.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with WholeFile(path) as whole:
+        whole.file.write(content)
+        whole.commit()
 
 
 def _unusable(path: Path, error: OSError) -> ConfigError:

@@ -21,7 +21,7 @@ from lepton_mpi.comm.agreement import do_on_all, do_on_root, raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.dataset import Dataset
 from lepton_mpi.data.formats.tokens import TokenWindows
-from lepton_mpi.data.storage.drafts import Draft, free_nbytes, remove_abandoned, sync
+from lepton_mpi.data.storage.drafts import Draft, free_nbytes, remove_abandoned
 from lepton_mpi.data.storage.packed_hdf5 import DATASETS, allocate_hdf5, read_dataset, store_manifest
 from lepton_mpi.data.storage.packed_manifest import MANIFEST_FILE, PackedArray, PackedManifest
 from lepton_mpi.data.storage.piece_digests import ReadRange, combine_digests, digest_pieces, read_file
@@ -30,6 +30,7 @@ from lepton_mpi.data.validation import check_inputs
 from lepton_mpi.errors import ConfigError, DataError, LeptonError
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.ranges import split_range
+from lepton_mpi.runtime.whole_file import sync
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 _CHUNK_NBYTES = 8 << 20  # what a rank reads and writes at a time

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import final
 
+from lepton_mpi.runtime.whole_file import sync
+
 _SUFFIX = ".tmp"
 
 
@@ -105,15 +107,6 @@ def remove_abandoned(folder: Path, name: str = "") -> list[Path]:
             finally:
                 os.close(lock)
     return removed
-
-
-def sync(path: Path) -> None:
-    """Force a file or folder to the disk. Local."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def free_nbytes(folder: Path) -> int:

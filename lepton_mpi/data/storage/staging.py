@@ -23,9 +23,10 @@ from typing import Any, cast, final
 from lepton_mpi.comm.agreement import do_on_root, raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import DataConfig
-from lepton_mpi.data.storage.drafts import Draft, free_nbytes, open_draft, remove_abandoned, sync
+from lepton_mpi.data.storage.drafts import Draft, free_nbytes, open_draft, remove_abandoned
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.runtime.whole_file import sync
 
 COPY_FILE = "COPY.json"
 _CONTENT = "data"  # folder of a copy in which the file or folder lies

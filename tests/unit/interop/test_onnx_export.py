@@ -28,6 +28,7 @@ from lepton_mpi.interop import onnx_file
 from lepton_mpi.interop.onnx_export import build_graph, export_onnx
 from lepton_mpi.models.family import DataShape
 from lepton_mpi.nn.relu import ReLU
+from lepton_mpi.runtime.whole_file import WholeFile
 
 
 @pytest.mark.parametrize("case", FAMILIES.values(), ids=FAMILIES)
@@ -141,14 +142,14 @@ def test_many_weights_lie_in_a_file_beside(tmp_path: Path, tools: Any, monkeypat
 
 def test_no_graph_is_left_with_the_weights_of_another(tmp_path: Path, tools: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_file, "_LARGEST_INSIDE", 2000)
-    commit = onnx_file._Draft.commit
+    commit = WholeFile.commit
 
     def fails_for_the_graph(draft: Any) -> None:
         if draft.path.suffix == ".onnx":
             raise OSError(28, "No space left on device")
         commit(draft)
 
-    monkeypatch.setattr(onnx_file._Draft, "commit", fails_for_the_graph)
+    monkeypatch.setattr(WholeFile, "commit", fails_for_the_graph)
     (tmp_path / "m.onnx").write_text("old")
     model = tools.declare(*FAMILIES["llama"])
     with pytest.raises(CheckpointError, match="No space left"):
