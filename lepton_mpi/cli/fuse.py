@@ -148,9 +148,7 @@ class _Judge:
 def _fuse_greedily(comm: MPI.Intracomm, fusion: _Fusion, arguments: FuseArguments) -> tuple[tuple[Path, ...], list[str]]:
     """Add checkpoints, best first, as long as the metric does not fall. Collective over comm."""
     network = fusion.network
-    metrics = make_metrics(network.model)
-    metric = arguments.metric or metrics.names[0]
-    higher = metrics.higher_is_better(metric)
+    metric, higher = make_metrics(network.model).choose(arguments.metric)
     dataset = open_own_test_set(comm, arguments.config, network.model)
     judge = _Judge(network, fusion.model.loader(dataset, evaluating=True), metric, higher)
     values = []

@@ -99,6 +99,20 @@ class Batch:
     following: tuple[int, int]
 
 
+def cut_batch(num_global: int, micro_batches: int, data_index: int, data_size: int) -> list[tuple[int, int]]:
+    """Return which rows of a batch a data rank takes of each micro-batch, (first, last + 1). Local, pure.
+
+    The batch is cut into micro-batches first and each of them over the data axis, so that a micro-batch holds the same
+    samples on every grid.
+    """
+    rows = []
+    for m in range(micro_batches):
+        start, stop = split_range(num_global, micro_batches, m)
+        first, last = split_range(stop - start, data_size, data_index)
+        rows.append((start + first, start + last))
+    return rows
+
+
 @final
 class Loader:
     """Cut epochs into batches, and read this rank's part of them.
@@ -190,12 +204,9 @@ class Loader:
         num_samples = self._order.num_samples
         self._order.check_positions(position, 1)
         num_global = min(self._global_batch, num_samples - position)
-        first_rows, positions = [], []
-        for m in range(self._micro_batches):
-            start, stop = split_range(num_global, self._micro_batches, m)
-            first, last = split_range(stop - start, self._data_size, self._data_index)
-            first_rows.append(start + first)
-            positions.append(np.arange(position + start + first, position + start + last))
+        rows = cut_batch(num_global, self._micro_batches, self._data_index, self._data_size)
+        first_rows = [first for first, _ in rows]
+        positions = [np.arange(position + first, position + last) for first, last in rows]
         indices = self._order.at(epoch, np.concatenate(positions))
         pieces = np.split(indices, np.cumsum([len(piece) for piece in positions])[:-1])
         end = position + num_global

@@ -105,6 +105,15 @@ class MetricSums(ABC):
             rows: `rows`, or those of all ranks in the order of the samples.
         """
 
+    def choose(self, name: str) -> tuple[str, bool]:
+        """Return a metric to go by, the main one where the name is empty, and whether it improves by growing. Local.
+
+        Raises:
+            ConfigError: the task has no such metric.
+        """
+        name = name or self.names[0]
+        return name, self.higher_is_better(name)
+
     def higher_is_better(self, name: str) -> bool:
         """Return whether a metric of the task improves by growing. Local.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from lepton_mpi import native
-from lepton_mpi.ops.array_module import Array, array_module
+from lepton_mpi.ops.array_module import Array
 from lepton_mpi.ops.checks import check_shape
 from lepton_mpi.ops.native_path import runs_native
+from lepton_mpi.ops.softplus import logistic
 
 
 def silu(x: Array) -> Array:
@@ -62,11 +63,5 @@ def silu_backward(dy: Array, slope: Array) -> Array:
 
 def silu_reference(x: Array) -> tuple[Array, Array]:
     """Return what `silu_with_slope` does, in NumPy or CuPy. Local."""
-    s = sigmoid(x)
+    s = logistic(x)
     return x * s, s + x * s * (1 - s)
-
-
-def sigmoid(x: Array) -> Array:
-    """Return 1 / (1 + exp(-x)) as a new array, by way of tanh, which cannot overflow. Local."""
-    s: Array = 0.5 * (1 + array_module(x).tanh(0.5 * x))
-    return s

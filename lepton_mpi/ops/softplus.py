@@ -1,4 +1,4 @@
-"""Softplus and sigmoid, the parts of losses on a pair of outcomes."""
+"""Softplus and its derivative, the logistic function (sigmoid)."""
 
 from __future__ import annotations
 

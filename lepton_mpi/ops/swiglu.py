@@ -8,7 +8,7 @@ from lepton_mpi import native
 from lepton_mpi.ops.array_module import Array
 from lepton_mpi.ops.checks import check_shape
 from lepton_mpi.ops.native_path import runs_native
-from lepton_mpi.ops.silu import sigmoid
+from lepton_mpi.ops.softplus import logistic
 
 
 def swiglu(gate: Array, up: Array) -> Array:
@@ -55,11 +55,11 @@ def swiglu_backward(dy: Array, gate: Array, up: Array) -> tuple[Array, Array, Ar
 
 def swiglu_reference(gate: Array, up: Array) -> Array:
     """Return what `swiglu` does, in NumPy or CuPy. Local."""
-    return gate * sigmoid(gate) * up
+    return gate * logistic(gate) * up
 
 
 def swiglu_backward_reference(dy: Array, gate: Array, up: Array) -> tuple[Array, Array, Array]:
     """Return what `swiglu_backward` does, in NumPy or CuPy. Local."""
-    s = sigmoid(gate)
+    s = logistic(gate)
     activated = gate * s
     return dy * up * (s + activated * (1 - s)), dy * activated, activated * up

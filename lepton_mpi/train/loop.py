@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -150,13 +151,14 @@ def train(
     begin, first_step, stopped = time.monotonic(), state.step, False
     saved_step = state.step if state.step else -1  # where the run begins there is nothing saved yet
     train_loss = math.nan
-    with Prefetcher(run.training.loader) as ahead:
-        streams = isinstance(run.training.loader, StreamLoader)  # whose batches are waited for by all ranks together
-        training = run.training if streams else replace(run.training, loader=ahead)
+    stream = run.training.loader if isinstance(run.training.loader, StreamLoader) else None
+    # All ranks wait together for what a stream brings, so that nothing of it can be ahead.
+    with nullcontext(run.training.loader) if stream else Prefetcher(run.training.loader) as batches:
+        training = replace(run.training, loader=batches)
         while state.step < training.num_steps and not stopped and not judge.has_lost_patience(state):
-            if isinstance(run.training.loader, StreamLoader):
+            if stream:
                 with throughput.paused():
-                    came = run.training.loader.await_batch(run.network.grid.world, state.position, stop_requested)
+                    came = stream.await_batch(run.network.grid.world, state.position, stop_requested)
                 if came != "ready":
                     stopped = came == "stopped"
                     break
@@ -206,7 +208,7 @@ class _Judge:
     """Says when to evaluate, and watches the metric that early stopping and the best checkpoint go by. The same on all ranks."""
 
     def __init__(self, run: Run) -> None:
-        self.metric, self._higher = watched_metric(run)
+        self.metric, self._higher = make_metrics(run.network.model).choose(run.config.train.metric)
         self._config = run.config.train
 
     def is_due(self, state: TrainState, epoch_ends: bool) -> bool:
@@ -221,17 +223,6 @@ class _Judge:
     def has_lost_patience(self, state: TrainState) -> bool:
         """Return whether too many evaluations in a row were no better. Local."""
         return 0 < self._config.patience <= state.stale
-
-
-def watched_metric(run: Run) -> tuple[str, bool]:
-    """Return the name of the metric that `train.metric` names, and whether higher is better. Local.
-
-    Raises:
-        ConfigError: the task has no such metric.
-    """
-    metrics = make_metrics(run.network.model)
-    name = run.config.train.metric or metrics.names[0]
-    return name, metrics.higher_is_better(name)
 
 
 @collective("grid.world")

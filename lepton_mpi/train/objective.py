@@ -27,6 +27,7 @@ from lepton_mpi.monitor.metrics import (
 from lepton_mpi.monitor.ranking_metrics import RankingSums
 from lepton_mpi.nn.loss import Loss
 from lepton_mpi.nn.losses import BayesianPersonalisedRanking, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
+from lepton_mpi.ops.softplus import logistic
 
 _CLASS_TASKS = ("classification", "segmentation", "language_model", "masked_language_model")
 
@@ -138,7 +139,5 @@ def to_predictions(model: ModelSpec, outputs: NDArray[np.float32]) -> NDArray[np
         probabilities: NDArray[np.float32] = exponentials / exponentials.sum(axis=-1, keepdims=True)
         return probabilities
     if model.task.name == "binary":
-        with np.errstate(over="ignore"):  # exp of a large number is infinite, and 1 / infinity is right
-            sigmoid: NDArray[np.float32] = np.float32(1) / (np.float32(1) + np.exp(-outputs))
-        return sigmoid
+        return logistic(outputs)
     return outputs

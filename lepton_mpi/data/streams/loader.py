@@ -13,14 +13,13 @@ from lepton_mpi.comm.agreement import do_on_all, do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.loader import Batch
+from lepton_mpi.data.loader import Batch, cut_batch
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.streams.records import Columns, Records, RecordStream, await_records, is_fifo, start_spool
 from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.models.family import InputKind
 from lepton_mpi.runtime.mpi import MPI
-from lepton_mpi.runtime.ranges import split_range
 
 _LARGEST_ID: Final = 2.0**53 - 1  # up to here a double holds every integer
 
@@ -149,13 +148,9 @@ class StreamLoader:
             raise DataError(
                 f"stream: expected to be asked for the batch at byte {records.position}, got {position}: a stream has no way back"
             )
-        first_rows, sizes, lines = [], [], []
-        for m in range(self._micro_batches):
-            start, stop = split_range(records.count, self._micro_batches, m)
-            first, last = split_range(stop - start, self._data_size, self._data_index)
-            first_rows.append(start + first)
-            sizes.append(last - first)
-            lines += self._stream.read(records, start + first, start + last)
+        rows = cut_batch(records.count, self._micro_batches, self._data_index, self._data_size)
+        sizes = [last - first for first, last in rows]
+        lines = [line for first, last in rows for line in self._stream.read(records, first, last)]
         inputs, labels = self._columns.parse(lines)
         ends = np.cumsum(sizes)[:-1]
         is_ids = self._input_kind == "ids"
@@ -165,7 +160,7 @@ class StreamLoader:
             position,
             records.count,
             sizes,
-            first_rows,
+            [first for first, _ in rows],
             np.split(arrays, ends) if self._want_inputs else [],
             np.split(labels, ends) if self._want_labels else [],
             (0, records.following),

@@ -20,7 +20,7 @@ from lepton_mpi.monitor.ranking_metrics import RankingSums
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.train import inference
 from lepton_mpi.train.inference import evaluate, predict
-from lepton_mpi.train.loop import watched_metric
+from lepton_mpi.train.objective import make_metrics
 from lepton_mpi.train.state import TrainState
 
 NUM_TRAIN, NUM_TEST, NUM_USERS, NUM_ITEMS = 20, 53, 9, 300
@@ -80,7 +80,7 @@ def judge(comm: MPI.Intracomm, config: Config, splits: DataSplits) -> tuple[Eval
     """Return what an evaluation and a prediction find, the latter on rank 0 alone."""
     with running(comm, config, splits) as run:
         assert run.test_loader is not None
-        assert watched_metric(run) == (config.train.metric or "pair_accuracy", True)
+        assert make_metrics(run.network.model).choose(config.train.metric) == (config.train.metric or "pair_accuracy", True)
         found = evaluate(run.network, run.test_loader)
         return found, np.concatenate(list(predict(run.network, run.test_loader)))
 
