@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from functools import partial
 
 from lepton_mpi.cli.arguments import (
-    PROGRAM,
     Arguments,
     ConvertArguments,
     EvaluateArguments,
@@ -19,6 +18,7 @@ from lepton_mpi.cli.arguments import (
     PredictArguments,
     read_arguments,
 )
+from lepton_mpi.cli.parser import PROGRAM
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.runtime.failure import FailureReport

@@ -18,6 +18,7 @@ from lepton_mpi.models.transformer import (
     TransformerSizes,
     dropout,
     output_layer,
+    pre_norm_block,
     transformer_sizes,
 )
 from lepton_mpi.nn.attention import Attention
@@ -27,7 +28,6 @@ from lepton_mpi.nn.feed_forward import FeedForward
 from lepton_mpi.nn.initial import Normal
 from lepton_mpi.nn.layer import Layer
 from lepton_mpi.nn.layer_norm import LayerNorm
-from lepton_mpi.nn.residual import Residual
 
 
 @final
@@ -90,12 +90,5 @@ def _block(name: str, sizes: TransformerSizes) -> Layer:
         initial_first=INITIAL,
         initial_second=last,
     )
-    first = (LayerNorm(f"{name}.norm1", sizes.width, sizes.norm_epsilon), attention, *dropout(f"{name}.dropout1", sizes.dropout))
-    second = (
-        LayerNorm(f"{name}.norm2", sizes.width, sizes.norm_epsilon),
-        feed_forward,
-        *dropout(f"{name}.dropout2", sizes.dropout),
-    )
-    return Chain(
-        name, (Residual(f"{name}.add1", Chain(f"{name}.chain1", first)), Residual(f"{name}.add2", Chain(f"{name}.chain2", second)))
-    )
+    first, second = (LayerNorm(f"{name}.norm{i}", sizes.width, sizes.norm_epsilon) for i in (1, 2))
+    return pre_norm_block(name, sizes, (first, second), attention, feed_forward)

@@ -18,13 +18,13 @@ from lepton_mpi.models.transformer import (
     dropout,
     gated_feed_forward_size,
     output_layer,
+    pre_norm_block,
     transformer_sizes,
 )
 from lepton_mpi.nn.attention import Attention, Rotary
 from lepton_mpi.nn.chain import Chain
 from lepton_mpi.nn.embedding import Embedding
 from lepton_mpi.nn.layer import Layer
-from lepton_mpi.nn.residual import Residual
 from lepton_mpi.nn.rms_norm import RMSNorm
 from lepton_mpi.nn.swiglu import SwiGLU
 
@@ -90,8 +90,5 @@ def _block(name: str, sizes: TransformerSizes) -> Layer:
         out_initial=INITIAL,
     )
     feed_forward = SwiGLU(f"{name}.feed_forward", sizes.width, sizes.intermediate_size, initial=INITIAL, initial_down=INITIAL)
-    first = (RMSNorm(f"{name}.norm1", sizes.width, sizes.norm_epsilon), attention, *dropout(f"{name}.dropout1", sizes.dropout))
-    second = (RMSNorm(f"{name}.norm2", sizes.width, sizes.norm_epsilon), feed_forward, *dropout(f"{name}.dropout2", sizes.dropout))
-    return Chain(
-        name, (Residual(f"{name}.add1", Chain(f"{name}.chain1", first)), Residual(f"{name}.add2", Chain(f"{name}.chain2", second)))
-    )
+    first, second = (RMSNorm(f"{name}.norm{i}", sizes.width, sizes.norm_epsilon) for i in (1, 2))
+    return pre_norm_block(name, sizes, (first, second), attention, feed_forward)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from lepton_mpi.config.schema import ModelConfig
 from lepton_mpi.errors import ConfigError
 from lepton_mpi.models.family import DataShape
+from lepton_mpi.nn.chain import Chain
 from lepton_mpi.nn.dropout import Dropout
 from lepton_mpi.nn.initial import Normal
 from lepton_mpi.nn.layer import Layer
 from lepton_mpi.nn.linear import Linear
+from lepton_mpi.nn.residual import Residual
 from lepton_mpi.ops.rotary import Llama3Scaling
 
 # Deviation of initial weights (Radford et al. 2018, section 4.1; the published code of BERT has it too).
@@ -164,6 +166,15 @@ def _check(sizes: TransformerSizes, length: int, num_tokens: int, grouped: bool)
 def dropout(name: str, rate: float) -> Sequence[Layer]:
     """Return a dropout layer to put into a chain; none for a rate of 0. Local."""
     return (Dropout(name, rate),) if rate else ()
+
+
+def pre_norm_block(name: str, sizes: TransformerSizes, norms: tuple[Layer, Layer], attention: Layer, feed_forward: Layer) -> Layer:
+    """Return a block that adds attention to its input, and then a feed-forward layer, a norm before each (GPT-2, Llama). Local."""
+    first = (norms[0], attention, *dropout(f"{name}.dropout1", sizes.dropout))
+    second = (norms[1], feed_forward, *dropout(f"{name}.dropout2", sizes.dropout))
+    return Chain(
+        name, (Residual(f"{name}.add1", Chain(f"{name}.chain1", first)), Residual(f"{name}.add2", Chain(f"{name}.chain2", second)))
+    )
 
 
 def output_layer(sizes: TransformerSizes, bias: bool = False) -> Linear:

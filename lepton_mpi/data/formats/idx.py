@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from typing import IO, Any
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.validation import check_file, check_inputs, count_classes, read_label_array, suggest_format
+from lepton_mpi.data.formats.array_pair import open_pair
+from lepton_mpi.data.validation import check_file, suggest_format
 from lepton_mpi.errors import DataError
 from lepton_mpi.models.task import LabelKind
 
@@ -41,13 +41,7 @@ def open_idx(path: str, labels_path: str = "", num_classes: int = 0, *, label_ki
     Raises:
         DataError: a file is missing or malformed, or the two do not fit.
     """
-    inputs = _read_array(path)
-    check_inputs(inputs.shape, inputs.dtype, path)
-    name = os.path.basename(path)
-    if not labels_path or label_kind == "none":
-        return ArrayDataset(name, inputs, None, 0)
-    labels = read_label_array(_read_array(labels_path), label_kind, inputs.shape[0], num_classes, labels_path)
-    return ArrayDataset(name, inputs, labels, count_classes(labels, num_classes))
+    return open_pair(_read_array, path, labels_path, num_classes, label_kind)
 
 
 def _read_array(path: str) -> NDArray[Any]:

@@ -1,10 +1,10 @@
 """Differentiable operations: central differences in float64 on odd shapes, no rows, refusals."""
 
 import sys
-from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numeric_gradient import numeric_gradient
 
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.ops.bias_relu import bias_relu
@@ -13,20 +13,6 @@ from lepton_mpi.ops.relu import relu, relu_backward
 from lepton_mpi.ops.softmax_cross_entropy import softmax_cross_entropy_with_gradient
 
 SHAPES = [(1, 1, 1), (3, 5, 7), (17, 13, 2), (4, 1, 9)]
-
-
-def numeric_gradient(loss: Callable[[], float], x: np.ndarray, step: float = 1e-6) -> np.ndarray:
-    """Return the central differences of a loss that reads x."""
-    gradient = np.empty_like(x)
-    for index in np.ndindex(*x.shape):
-        kept = x[index]
-        x[index] = kept + step
-        above = loss()
-        x[index] = kept - step
-        below = loss()
-        x[index] = kept
-        gradient[index] = (above - below) / (2 * step)
-    return gradient
 
 
 def away_from_zero(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,9 +1,8 @@
 """Losses: central differences in float64, PyTorch, the C++ kernel against NumPy, no rows, refusals."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
+from numeric_gradient import numeric_gradient
 
 from lepton_mpi import native
 from lepton_mpi.errors import DataError
@@ -20,20 +19,6 @@ from lepton_mpi.ops.squared_error import squared_error, squared_error_backward
 
 SHAPES = [(1, 1), (1, 2), (5, 3), (7, 63), (3, 64), (13, 131), (2, 2051)]
 OPTIONS = [(False, 0.0), (True, 0.0), (False, 0.1), (True, 0.3)]
-
-
-def numeric_gradient(loss: Callable[[], float], x: np.ndarray, step: float = 1e-6) -> np.ndarray:
-    """Return the central differences of a loss that reads x."""
-    gradient = np.empty_like(x)
-    for index in np.ndindex(*x.shape):
-        kept = x[index]
-        x[index] = kept + step
-        above = loss()
-        x[index] = kept - step
-        below = loss()
-        x[index] = kept
-        gradient[index] = (above - below) / (2 * step)
-    return gradient
 
 
 def example(shape, is_weighted, dtype, seed=0):
