@@ -6,6 +6,7 @@ differ by a bit drift apart. These sums are added in rank order by one rank an e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.waiting import wait
 from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.runtime.ranges import split_range
+from lepton_mpi.runtime.tree_order import add_leaves, add_nodes, whole_nodes
 
 # Below this many bytes one message round beats two: everybody gathers everything. About the size
 # at which MPI libraries, too, leave their latency-bound algorithms.
@@ -49,6 +52,48 @@ def sum_in_rank_order(comm: MPI.Intracomm, x: NDArray[Any]) -> NDArray[Any]:
     total = np.empty(x.shape, x.dtype)
     sums = _add(parts)
     wait(comm.Iallgatherv(sums, [total, counts, starts, _datatype(x)]), "the sums")
+    return total
+
+
+@collective("comm")
+def sum_in_tree_order(comm: MPI.Intracomm, leaves: Sequence[NDArray[Any]], num_leaves: int) -> NDArray[Any]:
+    """Return the sum of the leaves of all ranks in the order of one tree, with equal bits on every rank.
+
+    Collective over comm. The sum has the same bits however the leaves are spread, see `runtime/tree_order.py`.
+
+    Args:
+        comm: the ranks that add up; rank r has the leaves `split_range(num_leaves, size, r)`.
+        leaves: arrays of one shape and dtype on all ranks; not changed.
+        num_leaves: leaves of all ranks.
+
+    Returns:
+        An array of that shape; the only leaf itself where there is one.
+    """
+    size, rank = comm.Get_size(), comm.Get_rank()
+    spread = [split_range(num_leaves, size, r) for r in range(size)]
+    values = add_leaves(leaves, spread[rank][0], num_leaves)
+    if size == 1:
+        return np.asarray(values[0])
+    shape, datatype = leaves[0].shape, _datatype(leaves[0])
+    counts = [len(whole_nodes(first, last, num_leaves)) for first, last in spread]
+    own = np.stack(values).reshape(len(values), -1) if len(values) > 1 else np.ascontiguousarray(values[0]).reshape(1, -1)
+    length = own.shape[1]
+    if length == 0:
+        return np.asarray(leaves[0])
+    if own.nbytes * size <= _GATHER_NBYTES or length < size:
+        parts = np.empty((sum(counts), length), own.dtype)
+        wait(comm.Iallgatherv(own, [parts, [n * length for n in counts], datatype]), "the parts of a sum")
+        return np.asarray(add_nodes(list(parts), spread, num_leaves)).reshape(shape)
+    bounds = [length * r // size for r in range(size + 1)]
+    widths = np.diff(bounds).tolist()
+    outgoing = own if len(own) == 1 else np.concatenate([own[:, bounds[r] : bounds[r + 1]].ravel() for r in range(size)])
+    sent = [len(own) * width for width in widths]
+    received = [n * widths[rank] for n in counts]
+    parts = np.empty((sum(counts), widths[rank]), own.dtype)
+    wait(comm.Ialltoallv([outgoing, sent, datatype], [parts, received, datatype]), "the parts of a sum")
+    total = np.empty(shape, own.dtype)
+    sums = np.ascontiguousarray(add_nodes(list(parts), spread, num_leaves))
+    wait(comm.Iallgatherv(sums, [total, widths, datatype]), "the sums")
     return total
 
 

@@ -16,6 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.errors import ConfigError
+from lepton_mpi.nn.chunked_linear import (
+    Chunks,
+    columns_backward_input,
+    columns_backward_weight,
+    linear_by_columns,
+    linear_by_rows,
+    rows_backward_input,
+    rows_backward_weight,
+)
 from lepton_mpi.nn.initial import Initial, lecun_uniform
 from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
@@ -23,7 +32,6 @@ from lepton_mpi.nn.parameter import Parameter, ParameterSpec
 from lepton_mpi.nn.place import Place
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.ops.attention import ProbabilityDropout, attention, attention_backward
-from lepton_mpi.ops.linear import linear, linear_backward_input, linear_backward_weight
 from lepton_mpi.ops.rotary import Llama3Scaling, rotary, rotary_backward, rotary_tables
 from lepton_mpi.runtime.random import random_key
 
@@ -169,15 +177,23 @@ class AttentionModule(Module):
             None if spec is None else parameters[spec.name] for spec in layer.biases
         )
         self._layer = layer
-        self._enter, self._reduce, self._precision = place.replicate(), place.sum(), place.precision
-        self._first_head = place.share(layer.num_heads * layer.features, layer.query_unit)[0] // layer.features
+        queries, keys = layer.num_heads * layer.features, layer.kv_heads * layer.features
+        self._enter, self._reduce = place.replicate(queries, layer.query_unit), place.sum(queries, layer.query_unit)
+        self._query_chunks, self._key_chunks = place.slices(queries, layer.query_unit), place.slices(keys, layer.features)
+        self._precision = place.precision
+        self._first_head = place.share(queries, layer.query_unit)[0] // layer.features
         self._key = random_key(place.seed, "dropout", layer.name)
 
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y [B, T, W] for x [B, T, W]."""
         x = self._enter.forward(x)
         x_RW = x.reshape(-1, self._layer.width)
-        q, k, v = (self._project(x_RW, weight, bias).reshape(*x.shape[:2], *self._heads(weight)) for weight, bias in self._inputs())
+        q, k, v = (
+            linear_by_columns(x_RW, weight.value, chunks, None if bias is None else bias.value, precision=self._precision).reshape(
+                *x.shape[:2], *self._heads(weight)
+            )
+            for weight, bias, chunks in self._inputs()
+        )
         tables = self._tables(q)
         if tables is not None:
             q, k = rotary(q, *tables), rotary(k, *tables)
@@ -192,7 +208,7 @@ class AttentionModule(Module):
             dropout=self._dropout(context),
         )
         heads_RF = heads.reshape(len(x_RW), self.out.value.shape[1])
-        y_RW = self._reduce.forward(linear(heads_RF, self.out.value, precision=self._precision))
+        y_RW = self._reduce.forward(linear_by_rows(heads_RF, self.out.value, self._query_chunks, precision=self._precision))
         if self.out_bias is not None:
             y_RW += self.out_bias.value
         return y_RW.reshape(x.shape), (x_RW, q, k, v, heads_RF, saved)
@@ -201,38 +217,41 @@ class AttentionModule(Module):
         """Return dx [B, T, W] for dy [B, T, W]."""
         x_RW, q, k, v, heads_RF, kept = saved
         dy_RW = self._reduce.adjoint(dy.reshape(x_RW.shape))
-        dheads = linear_backward_input(dy_RW, self.out.value, precision=self._precision).reshape(q.shape)
+        dheads = rows_backward_input(dy_RW, self.out.value, self._query_chunks, precision=self._precision).reshape(q.shape)
         dq, dk, dv = attention_backward(dheads, q, k, v, kept)
         tables = self._tables(q)
         if tables is not None:
             dq, dk = rotary_backward(dq, *tables), rotary_backward(dk, *tables)
         gradients = tuple(
-            d.reshape(len(x_RW), len(weight.value)) for d, (weight, _) in zip((dq, dk, dv), self._inputs(), strict=True)
+            d.reshape(len(x_RW), len(weight.value)) for d, (weight, *_) in zip((dq, dk, dv), self._inputs(), strict=True)
         )
         pending = (x_RW, gradients, heads_RF, dy_RW)
         if not want_dx:
             return None, pending
-        dx_RW, dx_k, dx_v = (
-            linear_backward_input(d, weight.value, precision=self._precision)
-            for d, (weight, _) in zip(gradients, self._inputs(), strict=True)
+        parts, *others = (
+            columns_backward_input(d, weight.value, chunks, precision=self._precision)
+            for d, (weight, _, chunks) in zip(gradients, self._inputs(), strict=True)
         )
-        dx_RW += dx_k
-        dx_RW += dx_v
-        return self._enter.adjoint(dx_RW.reshape(dy.shape)), pending
+        for other in others:
+            for part, more in zip(parts, other, strict=True):
+                part += more
+        return self._enter.adjoint(parts).reshape(dy.shape), pending
 
     def backward_weight(self, pending: Any) -> None:
         """Add the gradients of all four projections."""
         x_RW, gradients, heads_RF, dy_RW = pending
-        for d, (weight, bias) in zip(gradients, self._inputs(), strict=True):
-            linear_backward_weight(d, x_RW, weight.grad, None if bias is None else bias.grad, precision=self._precision)
+        for d, (weight, bias, chunks) in zip(gradients, self._inputs(), strict=True):
+            db = None if bias is None else bias.grad
+            columns_backward_weight(d, x_RW, weight.grad, db, chunks, precision=self._precision)
         out_bias = None if self.out_bias is None else self.out_bias.grad
-        linear_backward_weight(dy_RW, heads_RF, self.out.grad, out_bias, precision=self._precision)
+        rows_backward_weight(dy_RW, heads_RF, self.out.grad, out_bias, self._query_chunks, precision=self._precision)
 
-    def _inputs(self) -> tuple[tuple[Parameter, Parameter | None], ...]:
-        return ((self.q, self.q_bias), (self.k, self.k_bias), (self.v, self.v_bias))
-
-    def _project(self, x_RW: Any, weight: Parameter, bias: Parameter | None) -> Any:
-        return linear(x_RW, weight.value, None if bias is None else bias.value, precision=self._precision)
+    def _inputs(self) -> tuple[tuple[Parameter, Parameter | None, Chunks], ...]:
+        return (
+            (self.q, self.q_bias, self._query_chunks),
+            (self.k, self.k_bias, self._key_chunks),
+            (self.v, self.v_bias, self._key_chunks),
+        )
 
     def _heads(self, weight: Parameter) -> tuple[int, int]:
         """Return heads of this shard and features of each."""

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lepton_mpi.errors import ConfigError
+from lepton_mpi.nn.chunked_linear import WHOLE, Chunks
 from lepton_mpi.nn.initial import Initial, he_uniform
 from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
-from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
 from lepton_mpi.nn.place import Place
 from lepton_mpi.nn.window_counts import window_counts
+from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.ops.conv2d import conv2d, conv2d_backward_input, conv2d_backward_weight
 from lepton_mpi.ops.product import Precision
 from lepton_mpi.ops.windows import Pair, Windows, pair
@@ -111,9 +113,11 @@ class Conv2d(Layer):
             parameters[self.bias_spec.name] if self.bias else None,
             self.windows,
             self.groups,
-            enter=place.replicate() if self.split == "column" else Stay(),
-            reduce=place.sum() if self.split == "row" else Stay(),
+            enter=place.replicate(self.out_channels) if self.split == "column" else Replicate(),
+            reduce=place.sum(self.in_channels) if self.split == "row" else AddParts(),
             leave=place.gather(self.out_channels) if self.split == "column" and self.gather else Stay(),
+            column_chunks=place.slices(self.out_channels) if self.split == "column" else WHOLE,
+            row_chunks=place.slices(self.in_channels) if self.split == "row" else WHOLE,
             precision=place.precision,
         )
 
@@ -130,14 +134,21 @@ class Conv2dModule(Module):
         enter: Move,
         reduce: Move,
         leave: Move,
+        column_chunks: Chunks = WHOLE,
+        row_chunks: Chunks = WHOLE,
         precision: Precision = "fp32",
     ) -> None:
-        """Make the layer on its parameters: weight [O, I / G, kernel height, kernel width], bias [O]."""
+        """Make the layer on its parameters: weight [O, I / G, kernel height, kernel width], bias [O].
+
+        One of O and I may be divided into chunks.
+        """
         self.weight = weight
         self.bias = bias
         self.enter = enter
         self.reduce = reduce
         self.leave = leave
+        self.columns = column_chunks
+        self.rows = row_chunks
         self._options: dict[str, Any] = {
             "stride": windows.stride,
             "padding": windows.padding,
@@ -150,7 +161,7 @@ class Conv2dModule(Module):
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y [B, OH, OW, O] for x [B, H, W, I]."""
         x = self.enter.forward(x)
-        y = self.reduce.forward(conv2d(x, self.weight.value, **self._options))  # a new array: may be overwritten
+        y = self.reduce.forward(self._products(x))  # a new array: may be overwritten
         if self.bias is not None:
             y += self.bias.value
         return self.leave.forward(y), x
@@ -160,10 +171,32 @@ class Conv2dModule(Module):
         dz = self.reduce.adjoint(self.leave.adjoint(dy))
         if not want_dx:
             return None, (saved, dz)
-        dx = conv2d_backward_input(dz, self.weight.value, saved.shape, **self._options)
-        return self.enter.adjoint(dx), (saved, dz)
+        weight, chunks = self.weight.value, self.rows if len(self.rows) > 1 else self.columns
+        if len(self.rows) > 1:
+            dx = array_module(dz).empty(saved.shape, dz.dtype)
+            for c in chunks:
+                part = (*saved.shape[:3], c.stop - c.start)
+                dx[..., c] = conv2d_backward_input(dz, weight[:, c], part, **self._options)
+            parts = [dx]
+        else:
+            parts = [conv2d_backward_input(dz[..., c], weight[c], saved.shape, **self._options) for c in chunks]
+        return self.enter.adjoint(parts), (saved, dz)
 
     def backward_weight(self, pending: Any) -> None:
         """Add dW and db."""
         x, dz = pending
-        conv2d_backward_weight(dz, x, self.weight.grad, self.bias.grad if self.bias is not None else None, **self._options)
+        dW, db = self.weight.grad, self.bias.grad if self.bias is not None else None
+        if len(self.rows) > 1:
+            for i, c in enumerate(self.rows):
+                conv2d_backward_weight(dz, x[..., c], dW[:, c], None if i else db, **self._options)
+            return
+        for c in self.columns:
+            conv2d_backward_weight(dz[..., c], x, dW[c], None if db is None else db[c], **self._options)
+
+    def _products(self, x: Any) -> list[Any]:
+        """Return the partial outputs, of which there are several where the input is divided."""
+        weight = self.weight.value
+        if len(self.rows) > 1:
+            return [conv2d(x[..., c], weight[:, c], **self._options) for c in self.rows]
+        parts = [conv2d(x, weight[c], **self._options) for c in self.columns]
+        return parts if len(parts) == 1 else [array_module(x).concatenate(parts, axis=3)]

@@ -13,7 +13,7 @@ from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.nn.initial import Initial, Normal
 from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
-from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.move import AddParts, Move
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
 from lepton_mpi.nn.place import Place
 from lepton_mpi.ops.embedding import embedding, embedding_backward
@@ -76,7 +76,7 @@ class Embedding(Layer):
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> EmbeddingModule:
         """Return the layer at work."""
         weight = parameters[f"{self.name}.weight"]
-        return EmbeddingModule(weight, self.padding, place.sum() if self.split else Stay())
+        return EmbeddingModule(weight, self.padding, place.sum() if self.split else AddParts())
 
 
 class EmbeddingModule(Module):
@@ -102,7 +102,7 @@ class EmbeddingModule(Module):
                 f"parameter {self.weight.block.name}: expected ids in [0, {num_embeddings}), received {int(x[outside][0])}: "
                 "the data were made for a larger vocabulary than the model has"
             )
-        return self.reduce.forward(embedding(x, self.weight.value, self.first)), x
+        return self.reduce.forward([embedding(x, self.weight.value, self.first)]), x
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return None: ids have no gradient."""

@@ -91,7 +91,7 @@ class PairEmbeddingModule(Module):
         users = [embedding(x[:, :1], table.value, table.block.starts[0]) for table in self._users]
         items = [embedding(x[:, 1:], table.value, table.block.starts[0]) for table in self._items]
         both = [xp.concatenate(pair, axis=1) for pair in zip(users, items, strict=True)]
-        rows = self._reduce.forward(xp.concatenate(both, axis=2))  # [B, 1 + P, E] or [B, 1 + P, E + 1]: one sum for all tables
+        rows = self._reduce.forward([xp.concatenate(both, axis=2)])  # [B, 1 + P, E] or [B, 1 + P, E + 1]: one sum for all tables
         size = self._users[0].value.shape[1]
         user, item = rows[:, :1], rows[:, 1:]
         user_features = xp.broadcast_to(user[..., :size], item[..., :size].shape)

@@ -9,14 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lepton_mpi.nn.chunked_linear import (
+    WHOLE,
+    Chunks,
+    columns_backward_input,
+    columns_backward_weight,
+    linear_by_columns,
+    linear_by_rows,
+    rows_backward_input,
+    rows_backward_weight,
+)
 from lepton_mpi.nn.initial import Initial, he_uniform, lecun_uniform
 from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
-from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
 from lepton_mpi.nn.place import Place
 from lepton_mpi.ops.bias_relu import bias_relu
-from lepton_mpi.ops.linear import linear, linear_backward_input, linear_backward_weight
 from lepton_mpi.ops.product import Precision
 from lepton_mpi.ops.relu import relu_backward
 
@@ -95,9 +104,11 @@ class Linear(Layer):
             parameters[self.weight_spec.name],
             parameters[self.bias_spec.name] if self.bias else None,
             self.relu,
-            enter=place.replicate() if self.split == "column" else Stay(),
-            reduce=place.sum() if self.split == "row" else Stay(),
+            enter=place.replicate(self.out_features, self.unit) if self.split == "column" else Replicate(),
+            reduce=place.sum(self.in_features, self.unit) if self.split == "row" else AddParts(),
             leave=place.gather(self.out_features, self.unit) if self.gather else Stay(),
+            column_chunks=place.slices(self.out_features, self.unit) if self.split == "column" else WHOLE,
+            row_chunks=place.slices(self.in_features, self.unit) if self.split == "row" else WHOLE,
             precision=place.precision,
         )
 
@@ -118,22 +129,32 @@ class LinearModule(Module):
         enter: Move,
         reduce: Move,
         leave: Move,
+        column_chunks: Chunks = WHOLE,
+        row_chunks: Chunks = WHOLE,
         precision: Precision = "fp32",
     ) -> None:
-        """Make the layer on its parameters: weight [O, I], bias [O]."""
+        """Make the layer on its parameters: weight [O, I], bias [O]; one of O and I may be divided into chunks."""
         self.weight = weight
         self.bias = bias
         self.relu = relu
         self.enter = enter
         self.reduce = reduce
         self.leave = leave
+        self.columns = column_chunks
+        self.rows = row_chunks
         self.precision: Precision = precision
 
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y [B, ..., O] for x [B, ..., I]."""
         x = self.enter.forward(x)
         x_RI = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(x.size, self.weight.value.shape[1])
-        y_RO = self.reduce.forward(linear(x_RI, self.weight.value, precision=self.precision))  # a new array: may be overwritten
+        weight = self.weight.value
+        parts = (
+            linear_by_rows(x_RI, weight, self.rows, precision=self.precision)
+            if len(self.rows) > 1
+            else [linear_by_columns(x_RI, weight, self.columns, precision=self.precision)]
+        )
+        y_RO = self.reduce.forward(parts)  # a new array: may be overwritten
         if self.relu and self.bias is not None:
             bias_relu(y_RO, self.bias.value)
         else:
@@ -154,11 +175,17 @@ class LinearModule(Module):
         dz_RO = self.reduce.adjoint(dz_RO)
         if not want_dx:
             return None, (x_RI, dz_RO)
-        dx_RI = linear_backward_input(dz_RO, self.weight.value, precision=self.precision)
-        return self.enter.adjoint(dx_RI.reshape(x_shape)), (x_RI, dz_RO)
+        weight = self.weight.value
+        parts = (
+            [rows_backward_input(dz_RO, weight, self.rows, precision=self.precision)]
+            if len(self.rows) > 1
+            else columns_backward_input(dz_RO, weight, self.columns, precision=self.precision)
+        )
+        return self.enter.adjoint(parts).reshape(x_shape), (x_RI, dz_RO)
 
     def backward_weight(self, pending: Any) -> None:
         """Add dW [O, I] and db [O]."""
         x_RI, dz_RO = pending
         db = self.bias.grad if self.bias is not None else None
-        linear_backward_weight(dz_RO, x_RI, self.weight.grad, db, precision=self.precision)
+        add, chunks = (rows_backward_weight, self.rows) if len(self.rows) > 1 else (columns_backward_weight, self.columns)
+        add(dz_RO, x_RI, self.weight.grad, db, chunks, precision=self.precision)

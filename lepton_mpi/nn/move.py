@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from lepton_mpi.runtime.tree_order import add_leaves
+
 
 class Move(ABC):
     """A linear map F and its adjoint F*, such that <F x, y> = <x, F* y>."""
@@ -28,3 +30,29 @@ class Stay(Move):
     def adjoint(self, dy: Any) -> Any:
         """Return dy."""
         return dy
+
+
+class AddParts(Move):
+    """Partial arrays, one for each chunk of the dim that was summed over, to their sum."""
+
+    def forward(self, x: Any) -> Any:
+        """Return the sum of a list of arrays, in the order of one tree (`runtime/tree_order.py`); the array itself for one."""
+        (total,) = add_leaves(x, 0, len(x))
+        return total
+
+    def adjoint(self, dy: Any) -> Any:
+        """Return dy, the gradient of every part."""
+        return dy
+
+
+class Replicate(Move):
+    """An array that several chunks use: the adjoint of `AddParts`."""
+
+    def forward(self, x: Any) -> Any:
+        """Return x."""
+        return x
+
+    def adjoint(self, dy: Any) -> Any:
+        """Return the sum of a list of gradients, one for each chunk."""
+        (total,) = add_leaves(dy, 0, len(dy))
+        return total

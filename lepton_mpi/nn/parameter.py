@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lepton_mpi.nn.initial import Constant, Initial
 from lepton_mpi.runtime.random import random_key
-from lepton_mpi.runtime.ranges import split_range
+from lepton_mpi.runtime.ranges import ShardCut
 
 # Every parameter starts at a multiple of this many values: one cache line.
 _ALIGNMENT = 16
@@ -75,13 +75,12 @@ class ParameterBlock:
         return math.prod(self.shape)
 
 
-def cut_parameter(spec: ParameterSpec, shards: int, shard: int) -> ParameterBlock:
-    """Return the block of a parameter that shard `shard` of `shards` holds. Local."""
+def cut_parameter(spec: ParameterSpec, shards: int, shard: int, chunks: int = 0) -> ParameterBlock:
+    """Return the block of a parameter that shard `shard` of `shards` holds, see `ShardCut` for the chunks. Local."""
     starts, shape = [0] * len(spec.shape), list(spec.shape)
     if spec.split_dim is not None:
-        unit = spec.split_unit
-        start, stop = split_range(spec.shape[spec.split_dim] // unit, shards, shard)
-        starts[spec.split_dim], shape[spec.split_dim] = start * unit, (stop - start) * unit
+        start, stop = ShardCut(shards, chunks).share(shard, spec.shape[spec.split_dim], spec.split_unit)
+        starts[spec.split_dim], shape[spec.split_dim] = start, stop - start
     return ParameterBlock(spec, tuple(starts), tuple(shape), spec.split_dim is not None or shard == 0)
 
 

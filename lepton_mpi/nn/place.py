@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from lepton_mpi.comm.contract import collective
-from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
 from lepton_mpi.ops.product import Precision
-from lepton_mpi.runtime.ranges import split_range
+from lepton_mpi.runtime.ranges import ShardCut
 
 
 @dataclass(frozen=True)
 class Place(ABC):
     """A place of the grid as a layer sees it.
 
+    A dim that shards divide is divided into chunks of whole units, see `ShardCut`. Each shard has some of them, one unless runs
+    are to be the same on every grid, and makes its products chunk by chunk.
+
     Attributes:
         shards, shard: how many shards divide a layer, and which one this is.
         is_first_data: whether this is the first rank of the data axis, which speaks for what all of them know alike.
         seed: seed of the run.
         precision: precision of matrix products.
+        chunks: chunks of a divided dim over all shards; 0: one a shard.
     """
 
     shards: int = 1
@@ -28,19 +32,36 @@ class Place(ABC):
     is_first_data: bool = True
     seed: int = 0
     precision: Precision = "fp32"
+    chunks: int = 0
+
+    @property
+    def cut(self) -> ShardCut:
+        """How dims are divided."""
+        return ShardCut(self.shards, self.chunks)
 
     def share(self, length: int, unit: int = 1) -> tuple[int, int]:
         """Return (start, stop) of this shard's part of a dim that is divided in whole units. Local."""
-        start, stop = split_range(length // unit, self.shards, self.shard)
-        return start * unit, stop * unit
+        return self.cut.share(self.shard, length, unit)
+
+    def slices(self, length: int, unit: int = 1) -> tuple[slice, ...]:
+        """Return where the chunks of such a dim lie within this shard's part. Local."""
+        return self.cut.slices(self.shard, length, unit)
 
     @abstractmethod
-    def replicate(self) -> Move:
-        """Return the move of a replicated array into a divided layer: x forward, the sum over shards backward."""
+    def replicate(self, length: int = 0, unit: int = 1) -> Move:
+        """Return the move of a replicated array into a divided layer: x forward, the sum of a list of gradients backward.
+
+        Args:
+            length, unit: the dim that the layer divides: each shard brings a gradient for each of its chunks of it. 0: one a shard.
+        """
 
     @abstractmethod
-    def sum(self) -> Move:
-        """Return the move that makes partial arrays a replicated one: the sum over shards forward, dy backward."""
+    def sum(self, length: int = 0, unit: int = 1) -> Move:
+        """Return the move that makes lists of partial arrays a replicated one: their sum forward, dy backward.
+
+        Args:
+            length, unit: the dim that was summed over: each shard brings a part for each of its chunks of it. 0: one a shard.
+        """
 
     @abstractmethod
     def gather(self, length: int, unit: int = 1) -> Move:
@@ -60,13 +81,13 @@ class Place(ABC):
 class Alone(Place):
     """The only place of a grid of one."""
 
-    def replicate(self) -> Move:
-        """Return the identity."""
-        return Stay()
+    def replicate(self, length: int = 0, unit: int = 1) -> Move:
+        """Return the identity, whose adjoint adds up the chunks."""
+        return Replicate()
 
-    def sum(self) -> Move:
-        """Return the identity."""
-        return Stay()
+    def sum(self, length: int = 0, unit: int = 1) -> Move:
+        """Return the sum of the chunks."""
+        return AddParts()
 
     def gather(self, length: int, unit: int = 1) -> Move:
         """Return the identity."""

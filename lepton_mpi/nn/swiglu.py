@@ -7,13 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lepton_mpi.nn.chunked_linear import (
+    Chunks,
+    columns_backward_input,
+    columns_backward_weight,
+    linear_by_columns,
+    linear_by_rows,
+    rows_backward_input,
+    rows_backward_weight,
+)
 from lepton_mpi.nn.initial import Initial, lecun_uniform
 from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
 from lepton_mpi.nn.move import Move
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
 from lepton_mpi.nn.place import Place
-from lepton_mpi.ops.linear import linear, linear_backward_input, linear_backward_weight
 from lepton_mpi.ops.product import Precision
 from lepton_mpi.ops.swiglu import swiglu, swiglu_backward
 
@@ -55,49 +63,62 @@ class SwiGLU(Layer):
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> SwiGLUModule:
         """Return the layer at work."""
         gate, up, down = (parameters[spec.name] for spec in self.parameters)
-        return SwiGLUModule(gate, up, down, place.replicate(), place.sum(), place.precision)
+        return SwiGLUModule(
+            gate, up, down, place.replicate(self.hidden), place.sum(self.hidden), place.slices(self.hidden), place.precision
+        )
 
 
 class SwiGLUModule(Module):
     """y = reduce(down(silu(gate(enter(x))) up(enter(x))))."""
 
     def __init__(
-        self, gate: Parameter, up: Parameter, down: Parameter, enter: Move, reduce: Move, precision: Precision = "fp32"
+        self,
+        gate: Parameter,
+        up: Parameter,
+        down: Parameter,
+        enter: Move,
+        reduce: Move,
+        chunks: Chunks,
+        precision: Precision = "fp32",
     ) -> None:
-        """Make the layer on its parameters: gate and up [F, C], down [C, F]."""
+        """Make the layer on its parameters: gate and up [F, C], down [C, F], with F divided into chunks."""
         self.gate = gate
         self.up = up
         self.down = down
         self.enter = enter
         self.reduce = reduce
+        self.chunks = chunks
         self.precision: Precision = precision
 
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y [B, ..., C] for x [B, ..., C]."""
         x = self.enter.forward(x)
         x_RC = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-        gate_RF = linear(x_RC, self.gate.value, precision=self.precision)
-        up_RF = linear(x_RC, self.up.value, precision=self.precision)
-        y_RC = linear(swiglu(gate_RF, up_RF), self.down.value, precision=self.precision)
-        return self.reduce.forward(y_RC.reshape(x.shape)), (x_RC, gate_RF, up_RF)
+        gate_RF = linear_by_columns(x_RC, self.gate.value, self.chunks, precision=self.precision)
+        up_RF = linear_by_columns(x_RC, self.up.value, self.chunks, precision=self.precision)
+        parts = linear_by_rows(swiglu(gate_RF, up_RF), self.down.value, self.chunks, precision=self.precision)
+        return self.reduce.forward(parts).reshape(x.shape), (x_RC, gate_RF, up_RF)
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return dx [B, ..., C] for dy [B, ..., C]."""
         x_RC, gate_RF, up_RF = saved
         dy = self.reduce.adjoint(dy)
         dy_RC = dy.reshape(x_RC.shape)
-        dhidden_RF = linear_backward_input(dy_RC, self.down.value, precision=self.precision)
+        dhidden_RF = rows_backward_input(dy_RC, self.down.value, self.chunks, precision=self.precision)
         dgate_RF, dup_RF, hidden_RF = swiglu_backward(dhidden_RF, gate_RF, up_RF)
         pending = (x_RC, dgate_RF, dup_RF, hidden_RF, dy_RC)
         if not want_dx:
             return None, pending
-        dx_RC = linear_backward_input(dgate_RF, self.gate.value, precision=self.precision)
-        dx_RC += linear_backward_input(dup_RF, self.up.value, precision=self.precision)
-        return self.enter.adjoint(dx_RC.reshape(dy.shape)), pending
+        parts = columns_backward_input(dgate_RF, self.gate.value, self.chunks, precision=self.precision)
+        for part, more in zip(
+            parts, columns_backward_input(dup_RF, self.up.value, self.chunks, precision=self.precision), strict=True
+        ):
+            part += more
+        return self.enter.adjoint(parts).reshape(dy.shape), pending
 
     def backward_weight(self, pending: Any) -> None:
         """Add the gradients of the three weights."""
         x_RC, dgate_RF, dup_RF, hidden_RF, dy_RC = pending
-        linear_backward_weight(dgate_RF, x_RC, self.gate.grad, precision=self.precision)
-        linear_backward_weight(dup_RF, x_RC, self.up.grad, precision=self.precision)
-        linear_backward_weight(dy_RC, hidden_RF, self.down.grad, precision=self.precision)
+        columns_backward_weight(dgate_RF, x_RC, self.gate.grad, None, self.chunks, precision=self.precision)
+        columns_backward_weight(dup_RF, x_RC, self.up.grad, None, self.chunks, precision=self.precision)
+        rows_backward_weight(dy_RC, hidden_RF, self.down.grad, None, self.chunks, precision=self.precision)

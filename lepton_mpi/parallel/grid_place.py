@@ -10,7 +10,7 @@ import numpy as np
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.comm.waiting import wait
-from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
 from lepton_mpi.nn.place import Place
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.ops.product import Precision
@@ -28,17 +28,20 @@ class GridPlace(Place):
 
     grid: ProcessGrid
 
-    def replicate(self) -> Move:
+    def replicate(self, length: int = 0, unit: int = 1) -> Move:
         """Return the move of a replicated array into a divided layer."""
-        return ReplicateToShards(self.grid.shard) if self.shards > 1 else Stay()
+        return ReplicateToShards(self.grid.shard, self._num_chunks(length, unit)) if self.shards > 1 else Replicate()
 
-    def sum(self) -> Move:
+    def sum(self, length: int = 0, unit: int = 1) -> Move:
         """Return the move that makes partial arrays a replicated one."""
-        return SumOverShards(self.grid.shard) if self.shards > 1 else Stay()
+        return SumOverShards(self.grid.shard, self._num_chunks(length, unit)) if self.shards > 1 else AddParts()
 
     def gather(self, length: int, unit: int = 1) -> Move:
         """Return the move that makes a whole last dim."""
-        return GatherFromShards(self.grid.shard, length, unit) if self.shards > 1 else Stay()
+        return GatherFromShards(self.grid.shard, length, unit, self.chunks) if self.shards > 1 else Stay()
+
+    def _num_chunks(self, length: int, unit: int) -> int:
+        return self.cut.num_chunks(length, unit) if length else self.shards
 
     @collective("grid.data")
     def gather_over_data(self, x: Any) -> Any:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from lepton_mpi.models.family import ModelSpec
 from lepton_mpi.nn.layer import Layer, Shapes
 from lepton_mpi.nn.parameter import ParameterBlock, ParameterLayout, ParameterSpec, cut_parameter
-from lepton_mpi.runtime.ranges import split_range
+from lepton_mpi.runtime.ranges import ShardCut
 
 
 def balance_stages(costs: Sequence[int], stages: int) -> tuple[tuple[int, int], ...]:
@@ -66,8 +66,16 @@ class StagePlan:
     out_shapes: Shapes
 
 
-def plan_stage(model: ModelSpec, stages: int, shards: int, stage: int, shard: int) -> StagePlan:
-    """Return what a place of the grid holds. Local; every rank can ask for every place."""
+def plan_stage(model: ModelSpec, stages: int, shards: int, stage: int, shard: int, chunks: int = 0) -> StagePlan:
+    """Return what a place of the grid holds. Local; every rank can ask for every place.
+
+    Args:
+        model: the model.
+        stages, shards: sizes of the grid.
+        stage, shard: the place.
+        chunks: see `ShardCut`.
+    """
+    cut = ShardCut(shards, chunks)
     runs = balance_stages(model.costs, stages)
     first, last = runs[stage]
     layers = model.layers[first:last]
@@ -76,9 +84,9 @@ def plan_stage(model: ModelSpec, stages: int, shards: int, stage: int, shard: in
     shared = [spec for spec in own.values() if len(holders[spec.name]) > 1]
     private = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "weight"]
     statistics = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "statistic"]
-    weights = [_cut(spec, shards, shard, stage == holders[spec.name][0]) for spec in [*shared, *private]]
-    layout = ParameterLayout(weights, [cut_parameter(spec, shards, shard) for spec in statistics])
-    in_shapes, out_shapes = _ends(model, runs[stage], shards, shard)
+    weights = [_cut(spec, cut, shard, stage == holders[spec.name][0]) for spec in [*shared, *private]]
+    layout = ParameterLayout(weights, [cut_parameter(spec, shards, shard, chunks) for spec in statistics])
+    in_shapes, out_shapes = _ends(model, runs[stage], cut, shard)
     return StagePlan(
         layers,
         layout,
@@ -90,22 +98,22 @@ def plan_stage(model: ModelSpec, stages: int, shards: int, stage: int, shard: in
 
 
 def stage_shapes(
-    model: ModelSpec, stages: int, shards: int, stage: int, shard: int, input_shape: tuple[int, ...]
+    model: ModelSpec, stages: int, shards: int, stage: int, shard: int, input_shape: tuple[int, ...], chunks: int = 0
 ) -> tuple[Shapes, Shapes]:
     """Return what enters and leaves a place of the grid, as `StagePlan` has it, for samples of another shape. Local.
 
     Raises:
         ConfigError: the model cannot take such samples.
     """
-    return _ends(model.for_samples(input_shape), balance_stages(model.costs, stages)[stage], shards, shard)
+    return _ends(model.for_samples(input_shape), balance_stages(model.costs, stages)[stage], ShardCut(shards, chunks), shard)
 
 
-def _ends(model: ModelSpec, run: tuple[int, int], shards: int, shard: int) -> tuple[Shapes, Shapes]:
+def _ends(model: ModelSpec, run: tuple[int, int], cut: ShardCut, shard: int) -> tuple[Shapes, Shapes]:
     first, last = run
     entering, leaving = model.boundaries[first], model.boundaries[last]
     return (
-        entering if first == 0 else _local(entering, model.layers[first - 1], shards, shard),
-        _local(leaving, model.layers[last - 1], shards, shard),
+        entering if first == 0 else _local(entering, model.layers[first - 1], cut, shard),
+        _local(leaving, model.layers[last - 1], cut, shard),
     )
 
 
@@ -118,8 +126,8 @@ def _holders(model: ModelSpec, runs: Sequence[tuple[int, int]]) -> dict[str, tup
     return found
 
 
-def _cut(spec: ParameterSpec, shards: int, shard: int, answers: bool) -> ParameterBlock:
-    block = cut_parameter(spec, shards, shard)
+def _cut(spec: ParameterSpec, cut: ShardCut, shard: int, answers: bool) -> ParameterBlock:
+    block = cut_parameter(spec, cut.shards, shard, cut.chunks)
     return block if answers else replace(block, is_primary=False)
 
 
@@ -137,10 +145,9 @@ def _layer_starts(layers: Sequence[Layer], layout: ParameterLayout, private: set
     return tuple(starts)
 
 
-def _local(shapes: Shapes, before: Layer, shards: int, shard: int) -> Shapes:
+def _local(shapes: Shapes, before: Layer, cut: ShardCut, shard: int) -> Shapes:
     """Return the shapes on one shard of what a layer hands on."""
     if not before.divided:
         return shapes
-    unit = before.divided_unit
-    start, stop = split_range(shapes[0][-1] // unit, shards, shard)
-    return ((*shapes[0][:-1], (stop - start) * unit),)
+    start, stop = cut.share(shard, shapes[0][-1], before.divided_unit)
+    return ((*shapes[0][:-1], stop - start),)

@@ -8,24 +8,25 @@ All of them are collective over grid.shard.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from lepton_mpi.comm.contract import collective
-from lepton_mpi.comm.reduction import gather_features, sum_in_rank_order
+from lepton_mpi.comm.reduction import gather_features, sum_in_tree_order
 from lepton_mpi.nn.move import Move
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.runtime.mpi import MPI
-from lepton_mpi.runtime.ranges import split_range
+from lepton_mpi.runtime.ranges import ShardCut
 
 
 class ReplicateToShards(Move):
-    """Replicated to one copy a shard: nothing to do forward; the copies' gradients add up."""
+    """Replicated to one copy a chunk: nothing to do forward; the copies' gradients add up."""
 
-    def __init__(self, shard: MPI.Intracomm) -> None:
-        """Move over the ranks of grid.shard."""
-        self._shard = shard
+    def __init__(self, shard: MPI.Intracomm, chunks: int) -> None:
+        """Move over the ranks of grid.shard, which have `chunks` chunks together."""
+        self._shard, self._chunks = shard, chunks
 
     def forward(self, x: Any) -> Any:
         """Return x. Local."""
@@ -33,21 +34,21 @@ class ReplicateToShards(Move):
 
     @collective("grid.shard")
     def adjoint(self, dy: Any) -> Any:
-        """Return the sum over the shards. Collective over grid.shard."""
-        return _on_host(dy, lambda host: sum_in_rank_order(self._shard, host))
+        """Return the sum of a list of gradients and those of the other shards. Collective over grid.shard."""
+        return _add_up(dy, self._shard, self._chunks)
 
 
 class SumOverShards(Move):
     """Partial to replicated: the adjoint of `ReplicateToShards`."""
 
-    def __init__(self, shard: MPI.Intracomm) -> None:
-        """Move over the ranks of grid.shard."""
-        self._shard = shard
+    def __init__(self, shard: MPI.Intracomm, chunks: int) -> None:
+        """Move over the ranks of grid.shard, which have `chunks` chunks together."""
+        self._shard, self._chunks = shard, chunks
 
     @collective("grid.shard")
     def forward(self, x: Any) -> Any:
-        """Return the sum over the shards. Collective over grid.shard."""
-        return _on_host(x, lambda host: sum_in_rank_order(self._shard, host))
+        """Return the sum of a list of parts and those of the other shards. Collective over grid.shard."""
+        return _add_up(x, self._shard, self._chunks)
 
     def adjoint(self, dy: Any) -> Any:
         """Return dy. Local."""
@@ -57,13 +58,13 @@ class SumOverShards(Move):
 class GatherFromShards(Move):
     """Parts of the last dim to a replicated whole. The whole's gradient is the same on all shards, so each keeps its part."""
 
-    def __init__(self, shard: MPI.Intracomm, length: int, unit: int = 1) -> None:
-        """Gather a last dim of `length`, divided in whole units over the ranks of grid.shard."""
+    def __init__(self, shard: MPI.Intracomm, length: int, unit: int = 1, chunks: int = 0) -> None:
+        """Gather a last dim of `length`, divided in whole units over the ranks of grid.shard, see `ShardCut` for the chunks."""
         self._shard = shard
-        ranges = [split_range(length // unit, shard.Get_size(), r) for r in range(shard.Get_size())]
-        self._widths = [(stop - start) * unit for start, stop in ranges]
-        start, stop = ranges[shard.Get_rank()]
-        self._own = slice(start * unit, stop * unit)
+        cut = ShardCut(shard.Get_size(), chunks)
+        ranges = [cut.share(r, length, unit) for r in range(shard.Get_size())]
+        self._widths = [stop - start for start, stop in ranges]
+        self._own = slice(*ranges[shard.Get_rank()])
 
     @collective("grid.shard")
     def forward(self, x: Any) -> Any:
@@ -86,3 +87,11 @@ def _on_host(x: Any, move: Any) -> Any:
     if xp is np:
         return move(np.ascontiguousarray(x))
     return xp.asarray(move(xp.asnumpy(x)))
+
+
+@collective("grid.shard")
+def _add_up(parts: Sequence[Any], shard: MPI.Intracomm, chunks: int) -> Any:
+    """Return the sum of the chunks of all shards. Collective over grid.shard."""
+    xp = array_module(parts[0])
+    total = sum_in_tree_order(shard, parts if xp is np else [xp.asnumpy(part) for part in parts], chunks)
+    return total if xp is np else xp.asarray(total)

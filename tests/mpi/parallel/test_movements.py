@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_mpi.comm.grid import GridShape, ProcessGrid
-from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
 from lepton_mpi.parallel.exchange_reference import exchange_reference
 from lepton_mpi.parallel.grid_place import place_on
 from lepton_mpi.parallel.pipeline import _Mail
@@ -48,13 +48,17 @@ def check_adjoint(
 @pytest.mark.mpi
 def test_replicate_to_shards(comm: MPI.Intracomm) -> None:
     x, y = draw(comm, (BATCH, FEATURES), True), draw(comm, (BATCH, FEATURES), False)
-    check_adjoint(comm, ReplicateToShards(comm), x, y, x_replicated=True, y_replicated=False)
+    move = ReplicateToShards(comm, comm.size)
+    left, right = inner(comm, move.forward(x), y, False), inner(comm, x, move.adjoint([y]), True)
+    assert left == pytest.approx(right, rel=TOLERANCE) and abs(left) > 1e-3
 
 
 @pytest.mark.mpi
 def test_sum_over_shards(comm: MPI.Intracomm) -> None:
     x, y = draw(comm, (BATCH, FEATURES), False), draw(comm, (BATCH, FEATURES), True)
-    check_adjoint(comm, SumOverShards(comm), x, y, x_replicated=False, y_replicated=True)
+    move = SumOverShards(comm, comm.size)
+    left, right = inner(comm, move.forward([x]), y, True), inner(comm, x, move.adjoint(y), False)
+    assert left == pytest.approx(right, rel=TOLERANCE) and abs(left) > 1e-3
 
 
 @pytest.mark.mpi
@@ -118,12 +122,12 @@ def test_the_moves_of_a_place(comm: MPI.Intracomm) -> None:
     many = comm.size > 1
     place = place_on(shards, 3, "fp32")
     assert (place.shards, place.shard, place.is_first_data, place.seed) == (comm.size, comm.rank, True, 3)
-    assert type(place.replicate()) is (ReplicateToShards if many else Stay)
-    assert type(place.sum()) is (SumOverShards if many else Stay)
+    assert type(place.replicate()) is (ReplicateToShards if many else Replicate)
+    assert type(place.sum()) is (SumOverShards if many else AddParts)
     assert type(place.gather(4)) is (GatherFromShards if many else Stay)
     assert place.gather_over_data(np.array([5.0])).tolist() == [[5.0]]
     place = place_on(data, 3, "fp32")
-    assert {type(move) for move in (place.replicate(), place.sum(), place.gather(4))} == {Stay}
+    assert [type(move) for move in (place.replicate(), place.sum(), place.gather(4))] == [Replicate, AddParts, Stay]
     assert place.is_first_data == (comm.rank == 0)
     rows = place.gather_over_data(np.array([comm.rank, 7.0]))
     assert rows.tolist() == [[rank, 7.0] for rank in range(comm.size)]

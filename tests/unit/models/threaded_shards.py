@@ -58,13 +58,14 @@ class ThreadPlace(Place):
 
     meeting: Meeting = field(default_factory=lambda: Meeting(1))
 
-    def _total(self, x: Any) -> Any:
-        return sum(self.meeting.all_of(self.shard, x))
+    def _total(self, parts: Any) -> Any:
+        (part,) = parts
+        return sum(self.meeting.all_of(self.shard, part))
 
-    def replicate(self) -> Move:
+    def replicate(self, length: int = 0, unit: int = 1) -> Move:
         return Exchange(lambda x: x, self._total)
 
-    def sum(self) -> Move:
+    def sum(self, length: int = 0, unit: int = 1) -> Move:
         return Exchange(self._total, lambda dy: dy)
 
     def gather(self, length: int, unit: int = 1) -> Move:

@@ -11,7 +11,7 @@ import pytest
 from lepton_mpi.errors import ConfigError
 from lepton_mpi.nn.attention import Attention, AttentionModule, Rotary
 from lepton_mpi.nn.module import Context
-from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.move import AddParts, Move, Replicate
 from lepton_mpi.nn.parameter import Parameter, cut_parameter
 from lepton_mpi.nn.place import Place
 from lepton_mpi.ops.rotary import Llama3Scaling
@@ -21,11 +21,11 @@ from lepton_mpi.ops.rotary import Llama3Scaling
 class Apart(Place):
     """A shard whose partial sums the test adds itself."""
 
-    def replicate(self) -> Move:
-        return Stay()
+    def replicate(self, length: int = 0, unit: int = 1) -> Move:
+        return Replicate()
 
-    def sum(self) -> Move:
-        return Stay()
+    def sum(self, length: int = 0, unit: int = 1) -> Move:
+        return AddParts()
 
     def gather(self, length: int, unit: int = 1) -> Move:
         raise AssertionError("attention gathers nothing")

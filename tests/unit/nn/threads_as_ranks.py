@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lepton_mpi.nn.move import Move, Stay
+from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
 from lepton_mpi.nn.place import Place
 
 
@@ -42,6 +42,11 @@ class Shards(Move):
         return self._adjoint(self._show(dy)) if self._adjoint else dy
 
 
+def total(parts: Any) -> Any:
+    """Return the sum of what the shards show, a list of one array each."""
+    return sum(part for (part,) in parts)
+
+
 @dataclass(frozen=True)
 class ThreadPlace(Place):
     """A rank of one axis: its data ranks, or its shards."""
@@ -49,11 +54,11 @@ class ThreadPlace(Place):
     meeting: Meeting | None = None
     data_rank: int = 0
 
-    def replicate(self) -> Move:
-        return Shards(self.meeting, self.shard, None, sum) if self.shards > 1 else Stay()
+    def replicate(self, length: int = 0, unit: int = 1) -> Move:
+        return Shards(self.meeting, self.shard, None, total) if self.shards > 1 else Replicate()
 
-    def sum(self) -> Move:
-        return Shards(self.meeting, self.shard, sum, None) if self.shards > 1 else Stay()
+    def sum(self, length: int = 0, unit: int = 1) -> Move:
+        return Shards(self.meeting, self.shard, total, None) if self.shards > 1 else AddParts()
 
     def gather(self, length: int, unit: int = 1) -> Move:
         if self.shards == 1:
