@@ -78,7 +78,7 @@ lint: setup
 test: setup
 	@status=0; \
 	$(MAKE) --no-print-directory lint || status=1; \
-	$(PYTEST) tests/unit tests/jobs || status=1; \
+	$(PYTEST) tests/unit tests/jobs tests/mpi/test_crash.py || status=1; \
 	for ranks in 1 2 3 4; do \
 	  echo "mpirun -n $$ranks pytest tests/mpi"; \
 	  $(MPI_TESTS) -n $$ranks $(PYTEST) --with-mpi tests/mpi -q || status=1; \

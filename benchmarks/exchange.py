@@ -42,10 +42,10 @@ class SharedSide:
         self.layout = ParameterLayout([cut_parameter(ParameterSpec("w", (num_values,), initial=Uniform(1.0)), 1, 0)])
         bounds = bucket_bounds(num_values, bucket_mib)
         place = (0, 0)
-        self.memory = NodeParameters(grid, {place: self.layout}, slots, {place: len(bounds) - 1}, np)
+        self.memory = NodeParameters(grid, {place: self.layout}, slots, {place: bounds}, np)
         self.memory.initialise(grid, seed=1)
         spin = grid.size <= usable_cores()
-        self.exchange = GradientExchange(grid, self.memory, "exact", bounds, timeout_s=60, spin=spin)
+        self.exchange = GradientExchange(grid, self.memory, "exact", timeout_s=60, spin=spin)
         self.grad = self.memory.grads[grid.data_in_node.Get_rank()]
         self.momentum = 0.9 if slots else 0.0
 

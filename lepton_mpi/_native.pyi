@@ -9,11 +9,43 @@ mpi_family: str
 
 def mpi_library_version() -> str: ...
 
-# Codecs: 0 exact, 1 bf16, 2 int8; arrays are one-dimensional and contiguous, and never converted.
+# Codecs: 0 exact, 1 bf16, 2 int8, 3 fp16, 4 int4, 5 sign1; arrays are one-dimensional and contiguous, and never converted.
 def codec_block_values(codec: int) -> int: ...
 def codec_encoded_nbytes(codec: int, n: int) -> int: ...
 def codec_encode(codec: int, x: NDArray[np.float32], out: NDArray[np.uint8]) -> None: ...
+def codec_has_stochastic(codec: int) -> bool: ...
+def codec_encode_with_feedback(
+    codec: int, g: NDArray[np.float32] | None, residual: NDArray[np.float32], out: NDArray[np.uint8]
+) -> None: ...
+def codec_encode_stochastic(
+    codec: int,
+    x: NDArray[np.float32],
+    out: NDArray[np.uint8],
+    *,
+    seed: int,
+    step: int,
+    rank: int,
+    phase: int,
+    first_element: int,
+) -> None: ...
 def codec_decode(codec: int, payload: NDArray[np.uint8], out: NDArray[np.float32], add: bool) -> None: ...
+
+# Top-k payloads; arrays are one-dimensional and contiguous, and never converted. Encoders return bytes and values sent.
+def topk_max_nbytes(n: int) -> int: ...
+def topk_threshold(x: NDArray[np.float32], share: float) -> float: ...
+def topk_encode(x: NDArray[np.float32], threshold: float, out: NDArray[np.uint8]) -> tuple[int, int]: ...
+def topk_encode_with_feedback(
+    g: NDArray[np.float32] | None, residual: NDArray[np.float32], threshold: float, out: NDArray[np.uint8]
+) -> tuple[int, int]: ...
+def topk_encode_with_momentum(
+    g: NDArray[np.float32],
+    velocity: NDArray[np.float32],
+    residual: NDArray[np.float32],
+    momentum: float,
+    threshold: float,
+    out: NDArray[np.uint8],
+) -> tuple[int, int]: ...
+def topk_decode(payload: NDArray[np.uint8], out: NDArray[np.float32], add: bool) -> None: ...
 
 # Optimizer updates, in place; arrays are one-dimensional, contiguous, of one size, and never converted.
 def adamw_update(
@@ -22,6 +54,33 @@ def adamw_update(
     m: NDArray[np.float32],
     v: NDArray[np.float32],
     lr: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    grad_scale: float,
+    step: int,
+) -> None: ...
+def momentum_share(grads: NDArray[np.float32], m: NDArray[np.float32], beta1: float, num_ranks: int) -> None: ...
+def frozen_adam_update(
+    values: NDArray[np.float32],
+    sums: NDArray[np.float32],
+    m: NDArray[np.float32],
+    v: NDArray[np.float32],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    weight_decay: float,
+    grad_scale: float,
+    step: int,
+    frozen_step: int,
+) -> None: ...
+def lamb_direction(
+    values: NDArray[np.float32],
+    grads: NDArray[np.float32],
+    m: NDArray[np.float32],
+    v: NDArray[np.float32],
     beta1: float,
     beta2: float,
     epsilon: float,
@@ -39,6 +98,12 @@ def sgd_update(
     grad_scale: float,
 ) -> None: ...
 def sum_of_squares(x: NDArray[np.float32]) -> float: ...
+
+# Sums that do not depend on the order of their terms; one-dimensional, contiguous arrays.
+def accumulate_rounded(grads: NDArray[np.float32], totals: NDArray[np.float64], unit: float) -> float: ...
+def collect_totals(totals: list[NDArray[np.float64]], out: NDArray[np.float32] | NDArray[np.float64]) -> None: ...
+def exact_squares(x: NDArray[np.float32], unit: float, low_unit: float) -> tuple[float, float]: ...
+def largest_magnitude(x: NDArray[np.float32]) -> float: ...
 
 # Rounding to bfloat16 of one-dimensional, contiguous arrays; out may be x.
 def round_to_bf16(x: NDArray[np.float32], out: NDArray[np.float32]) -> None: ...
@@ -252,6 +317,7 @@ class Exchange:
         bounds: list[int],
         timeout_s: float,
         spin_s: float,
+        own_pieces: bool = ...,
     ) -> None: ...
     @staticmethod
     def signal_nbytes(num_ranks: int, num_buckets: int) -> int: ...
@@ -264,6 +330,48 @@ class Exchange:
     def num_buckets(self) -> int: ...
     @property
     def stats(self) -> dict[str, float]: ...
+
+# The sum of arrays over all ranks; arrays must not be touched between start and finish.
+class AllReduce:
+    def __init__(
+        self,
+        *,
+        signals: NDArray[np.uint8],
+        staging: NDArray[np.float32],
+        peers: int | None,  # Fortran handle of a communicator, of any sign
+        rank: int,
+        node_ranks: list[int],
+        peer_ranks: list[int],
+        num_nodes: int,
+        num_owners: int,
+        chunk_values: int,
+        depth: int,
+        message_nbytes: int,
+        timeout_s: float,
+        spin_s: float,
+        background: bool,
+    ) -> None: ...
+    @staticmethod
+    def signal_nbytes(num_ranks: int) -> int: ...
+    @staticmethod
+    def staging_values(num_ranks: int, num_owners: int, chunk_values: int, depth: int) -> int: ...
+    @staticmethod
+    def slice(size: int, num_owners: int, owner: int) -> tuple[int, int]: ...
+    def start(
+        self,
+        input: NDArray[np.float32] | None,
+        output: NDArray[np.float32],
+        codec: int,
+        residual: NDArray[np.float32] | None,
+        scale: float,
+    ) -> int: ...
+    def progress(self) -> bool: ...
+    def finish(self, number: int) -> None: ...
+    def done(self, number: int) -> bool: ...
+    @property
+    def sent_nbytes(self) -> int: ...
+    @property
+    def wait_s(self) -> float: ...
 
 # Memory shared by the processes of a node; supports the buffer protocol. Raises OSError.
 class Segment(Buffer):

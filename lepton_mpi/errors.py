@@ -40,6 +40,12 @@ class CheckpointError(LeptonError):
     exit_code = 2
 
 
+class SaveError(CheckpointError):
+    """A run that went well so far could not save its state."""
+
+    exit_code = 1
+
+
 class NativeError(LeptonError):
     """The C++ extension is missing or was built for another MPI or version."""
 

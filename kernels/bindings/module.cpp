@@ -12,12 +12,15 @@ void bind_elementwise(py::module_& m);
 void bind_embedding(py::module_& m);
 void bind_cross_entropy(py::module_& m);
 void bind_softmax(py::module_& m);
+void bind_topk(py::module_& m);
 void bind_updates(py::module_& m);
 void bind_images(py::module_& m);
 void bind_batch_norm(py::module_& m);
 void bind_normalisation(py::module_& m);
 void bind_segment(py::module_& m);
+void bind_exact_sum(py::module_& m);
 void bind_exchange(py::module_& m);
+void bind_allreduce(py::module_& m);
 }  // namespace lepton
 
 PYBIND11_MODULE(_native, m) {
@@ -30,10 +33,13 @@ PYBIND11_MODULE(_native, m) {
   lepton::bind_embedding(m);
   lepton::bind_cross_entropy(m);
   lepton::bind_softmax(m);
+  lepton::bind_topk(m);
   lepton::bind_updates(m);
   lepton::bind_images(m);
   lepton::bind_batch_norm(m);
   lepton::bind_normalisation(m);
   lepton::bind_segment(m);
+  lepton::bind_exact_sum(m);
   lepton::bind_exchange(m);
+  lepton::bind_allreduce(m);
 }

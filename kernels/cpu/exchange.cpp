@@ -67,7 +67,7 @@ Exchange::Exchange(std::vector<float*> grads, std::byte* signal_memory, std::siz
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     Bucket& bucket = buckets_[b];
     bucket.whole = {bounds[b], bounds[b + 1]};
-    bucket.owned = owner ? part(bucket.whole, options_.num_owners, options_.rank, kBlock)
+    bucket.slice = owner ? part(bucket.whole, options_.num_owners, options_.rank, kBlock)
                          : Extent{bucket.whole.hi, bucket.whole.hi};
     if (num_peers_ == 1) continue;
     std::size_t longest = 0, total = 0;
@@ -81,6 +81,11 @@ Exchange::Exchange(std::vector<float*> grads, std::byte* signal_memory, std::siz
     bucket.incoming.resize(longest * static_cast<std::size_t>(num_peers_));
     if (options_.codec != Codec::exact) bucket.outgoing.resize(total + longest);
   }
+}
+
+Extent Exchange::owned(int bucket) const {
+  const Bucket& b = buckets_[static_cast<std::size_t>(bucket)];
+  return options_.own_pieces ? piece(b, peer_) : b.slice;
 }
 
 void Exchange::start(int index) {
@@ -152,7 +157,7 @@ bool Exchange::advance(int index) {
     case State::done:
       return false;
     case State::started:
-      if (bucket.owned.size() == 0) {
+      if (bucket.slice.size() == 0) {
         bucket.state = State::done;
         return true;
       }
@@ -163,7 +168,11 @@ bool Exchange::advance(int index) {
       return true;
     case State::scattering:
       if (!test(bucket)) return false;
-      reduce_and_gather(index);
+      reduce_piece(index);
+      if (options_.own_pieces)
+        bucket.state = State::done;
+      else
+        gather(index);
       return true;
     case State::gathering:
       if (!test(bucket)) return false;
@@ -176,11 +185,11 @@ bool Exchange::advance(int index) {
 void Exchange::sum_in_node(Bucket& bucket) {
   // Nobody else reads this range of the own buffer: every rank reads the others' buffers in the
   // slices it owns itself. So the sum may be written there.
-  sum_slices(grads_, bucket.owned.lo, bucket.owned.hi, grads_[static_cast<std::size_t>(options_.rank)]);
-  stats_.reduced_values += bucket.owned.size();
+  sum_slices(grads_, bucket.slice.lo, bucket.slice.hi, grads_[static_cast<std::size_t>(options_.rank)]);
+  stats_.reduced_values += bucket.slice.size();
 }
 
-Extent Exchange::piece(const Bucket& bucket, int peer) const { return part(bucket.owned, num_peers_, peer, kBlock); }
+Extent Exchange::piece(const Bucket& bucket, int peer) const { return part(bucket.slice, num_peers_, peer, kBlock); }
 
 void Exchange::send(Bucket& bucket, const void* data, std::size_t nbytes, int peer, int tag) {
   if (nbytes == 0) return;
@@ -228,8 +237,17 @@ void Exchange::scatter(int index) {
   bucket.state = State::scattering;
 }
 
-// Phase two: the own piece is summed in node order, encoded once, and given to all.
-void Exchange::reduce_and_gather(int index) {
+// The own piece is summed in node order.
+void Exchange::reduce_piece(int index) {
+  Bucket& bucket = buckets_[static_cast<std::size_t>(index)];
+  const Extent mine = piece(bucket, peer_);
+  const auto n = static_cast<std::size_t>(mine.size());
+  float* const sum = grads_[static_cast<std::size_t>(options_.rank)] + mine.lo;
+  add_payloads(options_.codec, bucket.incoming.data(), encoded_nbytes(options_.codec, n), num_peers_, peer_, n, sum);
+}
+
+// Phase two: the reduced piece is encoded once and given to all.
+void Exchange::gather(int index) {
   Bucket& bucket = buckets_[static_cast<std::size_t>(index)];
   float* const own = grads_[static_cast<std::size_t>(options_.rank)];
   const int tag = index * kTagsPerBucket + 1;
@@ -237,7 +255,6 @@ void Exchange::reduce_and_gather(int index) {
   const auto n = static_cast<std::size_t>(mine.size());
   const std::size_t nbytes = encoded_nbytes(options_.codec, n);
   float* const sum = own + mine.lo;
-  add_payloads(options_.codec, bucket.incoming.data(), nbytes, num_peers_, peer_, n, sum);
   const std::byte* payload = reinterpret_cast<const std::byte*>(sum);
   if (options_.codec != Codec::exact) {
     std::byte* const encoded = bucket.outgoing.data() + (bucket.outgoing.size() - nbytes);

@@ -115,12 +115,16 @@ void Signals::wait(int counter, std::uint32_t value, double timeout_s, const cha
   }
 }
 
+std::vector<int> Signals::behind(int counter, std::uint32_t value) const {
+  std::vector<int> ranks;
+  for (int rank = 0; rank < num_ranks_; ++rank)
+    if (static_cast<std::int32_t>(at(rank, counter).load(std::memory_order_acquire) - value) < 0) ranks.push_back(rank);
+  return ranks;
+}
+
 std::string Signals::missing(int counter, std::uint32_t value) const {
   std::string names;
-  for (int rank = 0; rank < num_ranks_; ++rank) {
-    if (static_cast<std::int32_t>(at(rank, counter).load(std::memory_order_acquire) - value) >= 0) continue;
-    names += (names.empty() ? "" : ", ") + std::to_string(rank);
-  }
+  for (const int rank : behind(counter, value)) names += (names.empty() ? "" : ", ") + std::to_string(rank);
   return names;
 }
 

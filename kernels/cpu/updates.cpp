@@ -32,6 +32,23 @@ LEPTON_SIMD void adamw(float* __restrict values, const float* __restrict grads, 
   }
 }
 
+LEPTON_SIMD void lamb(const float* __restrict values, float* __restrict grads, float* __restrict m, float* __restrict v,
+                      std::size_t n, const LambScalars scalars) {
+  for (std::size_t i = 0; i < n; ++i) {
+    grads[i] = lamb_element(values[i], grads[i], m[i], v[i], scalars);
+  }
+}
+
+LEPTON_SIMD void momentum_shares(float* __restrict grads, const float* __restrict m, std::size_t n,
+                                 float one_minus_beta1, float share) {
+  for (std::size_t i = 0; i < n; ++i) grads[i] = momentum_share_element(grads[i], m[i], one_minus_beta1, share);
+}
+
+LEPTON_SIMD void frozen_adam(float* __restrict values, const float* __restrict sums, float* __restrict m,
+                             const float* __restrict v, std::size_t n, const FrozenAdamScalars scalars) {
+  for (std::size_t i = 0; i < n; ++i) frozen_adam_element(values[i], sums[i], m[i], v[i], scalars);
+}
+
 LEPTON_SIMD double squares(const float* x, std::size_t n) {
   double lanes[kNumLanes] = {};
   std::size_t i = 0;
@@ -80,6 +97,38 @@ void adamw_update(float* values, const float* grads, float* m, float* v, std::si
   scalars.step_size = static_cast<float>(lr / bias1);
   scalars.epsilon = static_cast<float>(epsilon);
   adamw(values, grads, m, v, n, scalars);
+}
+
+void lamb_direction(const float* values, float* grads, float* m, float* v, std::size_t n, double beta1, double beta2,
+                    double epsilon, double weight_decay, double grad_scale, std::int64_t step) {
+  LambScalars scalars{};
+  scalars.grad_scale = static_cast<float>(grad_scale);
+  scalars.weight_decay = static_cast<float>(weight_decay);
+  scalars.beta1 = static_cast<float>(beta1);
+  scalars.one_minus_beta1 = static_cast<float>(1.0 - beta1);
+  scalars.beta2 = static_cast<float>(beta2);
+  scalars.one_minus_beta2 = static_cast<float>(1.0 - beta2);
+  scalars.inv_bias1 = static_cast<float>(1.0 / (1.0 - std::pow(beta1, static_cast<double>(step))));
+  scalars.inv_sqrt_bias2 = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step))));
+  scalars.epsilon = static_cast<float>(epsilon);
+  lamb(values, grads, m, v, n, scalars);
+}
+
+void momentum_share(float* grads, const float* m, std::size_t n, double beta1, int num_ranks) {
+  momentum_shares(grads, m, n, static_cast<float>(1.0 - beta1), static_cast<float>(beta1 / num_ranks));
+}
+
+void frozen_adam_update(float* values, const float* sums, float* m, const float* v, std::size_t n, double lr,
+                        double beta1, double beta2, double epsilon, double weight_decay, double grad_scale,
+                        std::int64_t step, std::int64_t frozen_step) {
+  FrozenAdamScalars scalars{};
+  scalars.grad_scale = static_cast<float>(grad_scale);
+  scalars.decay = static_cast<float>(1.0 - lr * weight_decay);
+  scalars.beta1 = static_cast<float>(beta1);
+  scalars.inv_sqrt_bias2 = static_cast<float>(1.0 / std::sqrt(1.0 - std::pow(beta2, static_cast<double>(frozen_step))));
+  scalars.step_size = static_cast<float>(lr / (1.0 - std::pow(beta1, static_cast<double>(step))));
+  scalars.epsilon = static_cast<float>(epsilon);
+  frozen_adam(values, sums, m, v, n, scalars);
 }
 
 double sum_of_squares(const float* x, std::size_t n) { return squares(x, n); }

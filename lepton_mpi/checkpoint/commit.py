@@ -10,36 +10,45 @@ import secrets
 import shutil
 from pathlib import Path
 
-from lepton_mpi.checkpoint.layout import MANIFEST_FILE
+from lepton_mpi.checkpoint.layout import MANIFEST_FILE, STEP_FOLDER
 from lepton_mpi.checkpoint.manifest import Manifest
-from lepton_mpi.runtime.whole_file import sync
+from lepton_mpi.runtime.whole_file import make_folder, sync
 
 LATEST_FILE = "LATEST"
-_COMMITTED = re.compile(r"step-(\d{9,})(\.replaced)?", re.ASCII)
 _TEMPORARY = re.compile(r"\.step-\d{9,}-[0-9a-f]{16}\.tmp", re.ASCII)
 
 _logger = logging.getLogger(__name__)
 
 
-def list_checkpoints(root: Path) -> list[Path]:
+def list_checkpoints(root: Path, *, damaged: bool = False) -> list[Path]:
     """Return the committed checkpoints below a directory, newest first.
 
     Local. A `.replaced` one is the predecessor of the same step, left by a job that was killed while it replaced it.
+
+    Args:
+        root: the directory; there need be none.
+        damaged: list those too whose manifest is gone. A commit gives a folder its name after its manifest, so they were whole.
     """
     found = []
     for path in root.iterdir() if root.is_dir() else ():
-        match = _COMMITTED.fullmatch(path.name)
-        if match and (path / MANIFEST_FILE).is_file():
+        match = STEP_FOLDER.fullmatch(path.name)
+        if match and (damaged or (path / MANIFEST_FILE).is_file()):
             found.append((int(match[1]), match[2] is None, path))
     return [path for *_, path in sorted(found, reverse=True)]
 
 
 def remove_unfinished(root: Path) -> list[Path]:
-    """Delete what killed jobs left half written, and return it.
+    """Delete what killed jobs left half written, and what they had replaced but not yet deleted, and return it.
 
     Local. Only for the one rank of the one job that owns the directory.
     """
     unfinished = [path for path in root.iterdir() if _TEMPORARY.fullmatch(path.name)] if root.is_dir() else []
+    for path in list_checkpoints(root):
+        replaced = path.with_name(f"{path.name}.replaced")
+        if replaced.is_dir():
+            sync(root)  # its successor's name may not be on the disk yet
+            doomed = temporary_name(root, int(path.name.removeprefix("step-")))
+            unfinished.append(replaced.rename(doomed))
     for path in unfinished:
         shutil.rmtree(path)
     return unfinished
@@ -47,8 +56,8 @@ def remove_unfinished(root: Path) -> list[Path]:
 
 def make_temporary(root: Path, step: int) -> Path:
     """Create a directory that no other job has, in which a checkpoint of this step grows. Local."""
-    root.mkdir(parents=True, exist_ok=True)
-    path = _temporary_name(root, step)
+    make_folder(root)
+    path = temporary_name(root, step)
     path.mkdir()
     return path
 
@@ -102,13 +111,15 @@ def _finish(root: Path, final: Path, replaced: Path, step: int) -> None:
 
 def _remove(path: Path, root: Path, step: int) -> None:
     """Delete a checkpoint, if there is one, by a name under which nobody takes it for whole."""
-    doomed = _temporary_name(root, step)
+    doomed = temporary_name(root, step)
     with contextlib.suppress(FileNotFoundError):
         path.rename(doomed)
+        sync(root)
         shutil.rmtree(doomed)
 
 
-def _temporary_name(root: Path, step: int) -> Path:
+def temporary_name(root: Path, step: int) -> Path:
+    """Return a name that no other directory has, of one that is not, or no longer, a checkpoint. Local."""
     return root / f".step-{step:09d}-{secrets.token_hex(8)}.tmp"
 
 

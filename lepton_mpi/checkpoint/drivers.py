@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import select_block
 from lepton_mpi.checkpoint.layout import Extent, TensorInfo
 from lepton_mpi.checkpoint.plan import WritePlan
+from lepton_mpi.checkpoint.storage import DEFAULT_STORAGE, Storage
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
@@ -105,7 +107,7 @@ def write_direct(file: Path, plan: WritePlan, offsets: Mapping[str, int]) -> Non
 
 
 @collective("comm")
-def write_mpio(comm: MPI.Intracomm, file: Path, plan: WritePlan) -> None:
+def write_mpio(comm: MPI.Intracomm, file: Path, plan: WritePlan, storage: Storage = DEFAULT_STORAGE) -> None:
     """Write all ranks' extents with collective MPI-IO.
 
     Collective over comm. Every rank makes the same number of collective writes, empty ones included
@@ -116,8 +118,10 @@ def write_mpio(comm: MPI.Intracomm, file: Path, plan: WritePlan) -> None:
     """
     with failing_together(comm, f"open {file}"):
         os.close(os.open(file, os.O_RDWR))  # a rank that cannot see the file must say so before the collective open
+    info = storage.make_info()
     with failing_together(comm, f"write {file}"):
-        data = h5py.File(file, "r+", driver="mpio", comm=comm, libver=("v110", "v110"), locking=False)
+        data = h5py.File(file, "r+", driver="mpio", comm=comm, info=info, libver=("v110", "v110"), locking=False)
+    info.Free()
     try:
         with failing_together(comm, f"write {file}"):
             _write_rounds(data, plan)
@@ -180,23 +184,31 @@ def _select_nothing(dataset: h5d.DatasetID, info: TensorInfo) -> tuple[h5s.Space
     return memory, space, np.zeros(1, info.dtype)
 
 
-def _runs(extent: Extent, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
-    """Yield `(byte position in the tensor, bytes)` of the pieces of an extent that are contiguous in the file."""
-    shape, whole = extent.array.shape, info.shape
+def file_runs(starts: Sequence[int], shape: Sequence[int], info: TensorInfo) -> tuple[int, int, list[tuple[int, int]]]:
+    """Return where the elements of a block lie in their tensor.
+
+    Local.
+
+    Returns:
+        Byte position of the first; bytes of a run of them that is contiguous in the file; and `(count, stride)` of the dims
+        over which such runs repeat, outermost first, strides in bytes.
+    """
+    whole = info.shape
     inner = len(shape)  # dims from `inner` on are complete, so a run spans them and a range of the dim before
     while inner and shape[inner - 1] == whole[inner - 1]:
         inner -= 1
     outer = max(inner - 1, 0)
     strides = [math.prod(whole[dim + 1 :]) * info.dtype.itemsize for dim in range(len(whole))]
-    first = sum(start * stride for start, stride in zip(extent.starts, strides, strict=True))
-    positions: NDArray[Any] = np.full((1,) * outer, first, np.int64)
-    for dim in range(outer):
-        steps = np.arange(shape[dim], dtype=np.int64) * strides[dim]
-        positions = positions + steps.reshape((-1,) + (1,) * (outer - dim - 1))
+    first = sum(start * stride for start, stride in zip(starts, strides, strict=True))
+    return first, math.prod(shape[outer:]) * info.dtype.itemsize, list(zip(shape[:outer], strides[:outer], strict=True))
+
+
+def _runs(extent: Extent, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
+    """Yield `(byte position in the tensor, bytes)` of the pieces of an extent that are contiguous in the file."""
+    first, run_nbytes, dims = file_runs(extent.starts, extent.array.shape, info)
     data = np.ascontiguousarray(extent.array).reshape(-1).view(np.uint8).data
-    run_nbytes = math.prod(shape[outer:]) * info.dtype.itemsize
-    for i, position in enumerate(positions.reshape(-1).tolist()):
-        yield position, data[i * run_nbytes : (i + 1) * run_nbytes]
+    for i, steps in enumerate(itertools.product(*(range(0, count * stride, stride) for count, stride in dims))):
+        yield first + sum(steps), data[i * run_nbytes : (i + 1) * run_nbytes]
 
 
 def _write_fully(descriptor: int, data: memoryview, position: int) -> None:

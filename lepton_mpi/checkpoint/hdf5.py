@@ -22,7 +22,9 @@ from lepton_mpi.checkpoint.layout import (
     block_fits,
     describe_block,
 )
+from lepton_mpi.checkpoint.storage import DEFAULT_STORAGE, Storage
 from lepton_mpi.errors import CheckpointError
+from lepton_mpi.runtime.mpi import MPI
 
 AttributeValue = str | int | float
 
@@ -31,7 +33,11 @@ _MIN_ALIGNMENT_NBYTES, _MAX_ALIGNMENT_NBYTES = 4096, 16 * 2**20
 
 
 def create_data_file(
-    file: Path, tensors: Mapping[str, TensorInfo], attributes: Mapping[str, AttributeValue], table: NDArray[np.void]
+    file: Path,
+    tensors: Mapping[str, TensorInfo],
+    attributes: Mapping[str, AttributeValue],
+    table: NDArray[np.void],
+    storage: Storage = DEFAULT_STORAGE,
 ) -> dict[str, int]:
     """Create the file with its attributes, integrity tables and unwritten, fully allocated tensors.
 
@@ -42,18 +48,26 @@ def create_data_file(
         tensors: global shapes and dtypes, sorted by path.
         attributes: `/meta` attributes.
         table: all extents (`plan.table_dtype`).
+        storage: hints and alignment.
 
     Returns:
-        The byte offset in the file of each tensor that has elements.
+        The byte offset in the file of each tensor that has elements, and of the table under `EXTENT_TABLE` where it has rows.
 
     Raises:
         CheckpointError: an attribute cannot be stored.
         OSError: the file cannot be created.
     """
     # st_blksize is the I/O size the file system asks for: a page on local disks, megabytes on parallel ones.
-    interval = min(max(os.stat(file.parent).st_blksize, _MIN_ALIGNMENT_NBYTES), _MAX_ALIGNMENT_NBYTES)
+    interval = storage.alignment or min(max(os.stat(file.parent).st_blksize, _MIN_ALIGNMENT_NBYTES), _MAX_ALIGNMENT_NBYTES)
+    if storage.hints:
+        _create_hinted(file, storage)
     with h5py.File(
-        file, "x", libver=("v110", "v110"), locking=False, alignment_threshold=4 * interval, alignment_interval=interval
+        file,
+        "w" if storage.hints else "x",  # "w" empties the file just made and keeps its stripes
+        libver=("v110", "v110"),
+        locking=False,
+        alignment_threshold=4 * interval,
+        alignment_interval=interval,
     ) as data:
         meta = data.create_group(META_GROUP)
         for name, value in attributes.items():
@@ -64,7 +78,19 @@ def create_data_file(
             if array.size:
                 dataset.write(h5s.ALL, h5s.ALL, array)
         datasets = {path: _allocate(data, path, info.shape, info.dtype) for path, info in tensors.items()}
-        return {path: datasets[path].get_offset() for path, info in tensors.items() if info.nbytes}
+        offsets = {path: datasets[path].get_offset() for path, info in tensors.items() if info.nbytes}
+        return {**offsets, EXTENT_TABLE: data[EXTENT_TABLE].id.get_offset()} if table.size else offsets
+
+
+def _create_hinted(file: Path, storage: Storage) -> None:
+    """Make an empty file through MPI-IO, since stripes are chosen when a file is made and never again."""
+    info = storage.make_info()
+    try:
+        MPI.File.Open(MPI.COMM_SELF, str(file), MPI.MODE_CREATE | MPI.MODE_EXCL | MPI.MODE_WRONLY, info).Close()
+    except MPI.Exception as error:
+        raise OSError(f"MPI-IO cannot make {file} with the hints {', '.join(storage.hints)}: {error}") from error
+    finally:
+        info.Free()
 
 
 def select_block(dataset: h5d.DatasetID, starts: Sequence[int], shape: Sequence[int]) -> h5s.SpaceID:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import DataFile
 from lepton_mpi.checkpoint.layout import DATA_FILE, describe_block, digest
-from lepton_mpi.checkpoint.manifest import check_frame, read_manifest
+from lepton_mpi.checkpoint.manifest import Manifest, check_frame, frame_ranges, read_manifest
+from lepton_mpi.checkpoint.plan import check_coverage
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
@@ -32,12 +34,38 @@ def verify_checkpoint(comm: MPI.Intracomm, path: Path) -> None:
     Raises:
         CheckpointError: on all ranks alike; names the file, and the tensor and extent where one differs.
     """
+    damages = find_damage(comm, path)
+    if damages:
+        raise CheckpointError(f"{damages[0]}; use an older checkpoint")
+
+
+@collective("comm")
+def find_damage(comm: MPI.Intracomm, path: Path) -> list[str]:
+    """Check every byte of a checkpoint as `verify_checkpoint` does, but go on after a damaged extent.
+
+    Collective over comm.
+
+    Args:
+        comm: communicator that shares the reading.
+        path: directory of the checkpoint, visible to all ranks.
+
+    Returns:
+        One text for each damaged extent, in the order of the tensors, on all ranks alike; none where all is well.
+
+    Raises:
+        CheckpointError: on all ranks alike; manifest or structure are damaged, so that no tensor can be looked at.
+    """
+    manifest: Manifest | None = None
     with failing_together(comm, f"verify {path}"):
         if comm.rank == 0:
-            check_frame(path, read_manifest(path))
+            manifest = read_manifest(path)
+            check_frame(path, manifest)
     with failing_together(comm, f"verify {path}"), DataFile(path / DATA_FILE) as data:
         paths, table = data.extent_table()
-        verify_extents(data, paths, table[_deal(data, paths, table, comm.size) == comm.rank])
+        if manifest is not None:
+            _check_completeness(data, table, manifest)
+        mine = list(_damaged_extents(data, paths, table[_deal(data, paths, table, comm.size) == comm.rank]))
+    return [text for texts in comm.allgather(mine) for text in texts]
 
 
 @collective("comm")
@@ -61,6 +89,25 @@ def verify_extents(data: DataFile, paths: list[str], rows: NDArray[np.void]) -> 
     Raises:
         CheckpointError: names the first extent that differs.
     """
+    for text in _damaged_extents(data, paths, rows):
+        raise CheckpointError(f"{text}; use an older checkpoint")
+
+
+def _check_completeness(data: DataFile, table: NDArray[np.void], manifest: Manifest) -> None:
+    """Refuse digests that leave out any byte of the file."""
+    found, expected = (len(data.tensors), len(table)), (manifest.num_tensors, manifest.num_extents)
+    frame = [(start, stop - start) for start, stop in manifest.frame]
+    tensors = [(data.offset(path), info.nbytes) for path, info in data.tensors.items()]
+    if found != expected or frame_ranges(manifest.data_nbytes, frame + tensors):
+        raise CheckpointError(
+            f"{data.file}: the manifest covers {expected} tensors and extents, the file has {found}, or bytes that no digest "
+            "covers; it belongs to another checkpoint"
+        )
+    check_coverage(data.tensors, table)
+
+
+def _damaged_extents(data: DataFile, paths: list[str], rows: NDArray[np.void]) -> Iterator[str]:
+    """Compare some extents with their digests, and yield a text about each that differs."""
     largest = max((math.prod(_block(data, paths, row)[2]) * _dtype(data, paths, row).itemsize for row in rows), default=0)
     scratch = np.empty(largest, np.uint8)
     for row in rows:
@@ -69,9 +116,9 @@ def verify_extents(data: DataFile, paths: list[str], rows: NDArray[np.void]) -> 
         out = scratch[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
         found, expected = digest(data.read(path, starts, shape, out)), int(row["crc32"])
         if found != expected:
-            raise CheckpointError(
+            yield (
                 f"{data.file}: tensor {path}, extent {describe_block(starts, shape)}: expected CRC-32 {expected:#010x}, "
-                f"found {found:#010x}; the file is damaged, use an older checkpoint"
+                f"found {found:#010x}; the file is damaged"
             )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from lepton_mpi.errors import CheckpointError
 
 FORMAT_MAJOR = 1  # readers refuse another one
-FORMAT_MINOR = 0  # readers accept any
+FORMAT_MINOR = 1  # readers accept any; `migration` says what changed
 DATA_FILE = "data.h5"
 MANIFEST_FILE = "MANIFEST.json"
 META_GROUP = "/meta"
@@ -34,6 +34,9 @@ TENSOR_DTYPES = frozenset(
 
 _PATH = re.compile(r"(/[A-Za-z0-9_\-.]+)+", re.ASCII)
 _RESERVED = ("meta", "integrity")
+
+# Folder of a committed checkpoint, and of the predecessor of the same step while it is replaced.
+STEP_FOLDER = re.compile(r"step-(\d{9,})(\.replaced)?", re.ASCII)
 
 
 class TensorInfo(NamedTuple):
@@ -88,10 +91,14 @@ class TensorSlice:
                 f"does not lie in the global shape {self.global_shape}"
             )
 
-    def extents(self) -> Iterator[Extent]:
-        """Cut the block into extents of at most `EXTENT_NBYTES`; none for an empty block. Local."""
+    def extents(self, digested: bool = True) -> Iterator[Extent]:
+        """Cut the block into extents of at most `EXTENT_NBYTES`; none for an empty block. Local.
+
+        Args:
+            digested: take their digests now; else those are 0.
+        """
         for starts, array in _cut(self.starts, self.array):
-            yield Extent(self.path, starts, array, digest(array))
+            yield Extent(self.path, starts, array, digest(array) if digested else 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +121,40 @@ def block_fits(starts: Sequence[int], shape: Sequence[int], whole: Sequence[int]
     return len(starts) == len(shape) == len(whole) and all(
         min(start, length) >= 0 and start + length <= limit for start, length, limit in zip(starts, shape, whole, strict=True)
     )
+
+
+def cut_run(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Yield `(starts, shape)` of the blocks that make up elements start..stop of an array in C order.
+
+    Local. A run of a flat buffer is no block of the array in it: it may begin and end within rows.
+
+    Args:
+        shape: of the array; no dims where it is a scalar.
+        start, stop: range of its elements.
+    """
+    if start >= stop:
+        return
+    if len(shape) < 2:
+        yield ((start,), (stop - start,)) if shape else ((), ())
+        return
+    row = math.prod(shape[1:])
+    first, last = -(-start // row), stop // row  # the whole rows
+    if first > last:  # inside one row
+        yield from _within_row(last, cut_run(shape[1:], start - last * row, stop - last * row))
+        return
+    if start < first * row:
+        yield from _within_row(first - 1, cut_run(shape[1:], start - (first - 1) * row, row))
+    if first < last:
+        yield (first,) + (0,) * (len(shape) - 1), (last - first, *shape[1:])
+    if last * row < stop:
+        yield from _within_row(last, cut_run(shape[1:], 0, stop - last * row))
+
+
+def _within_row(
+    row: int, blocks: Iterator[tuple[tuple[int, ...], tuple[int, ...]]]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    for starts, shape in blocks:
+        yield (row, *starts), (1, *shape)
 
 
 def describe_block(starts: Sequence[int], shape: Sequence[int]) -> str:

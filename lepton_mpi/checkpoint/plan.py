@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.failure import failing_together
-from lepton_mpi.checkpoint.layout import Extent, TensorInfo, TensorSlice, describe_block
+from lepton_mpi.checkpoint.layout import Extent, TensorInfo, TensorSlice, describe_block, digest
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.runtime.threads import ranks_on_node, usable_cores
+
+_MAX_THREADS = 4  # as fast together as memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +40,15 @@ class WritePlan:
 
 
 @collective("comm")
-def make_plan(comm: MPI.Intracomm, slices: Sequence[TensorSlice]) -> WritePlan:
+def make_plan(comm: MPI.Intracomm, slices: Sequence[TensorSlice], digested: bool = True) -> WritePlan:
     """Digest this rank's slices, gather all ranks' on rank 0, and check that they cover every tensor once.
 
     Collective over comm.
+
+    Args:
+        comm: communicator whose ranks hold the tensors.
+        slices: what this rank writes.
+        digested: take digests now; else those of plan and table are 0, and somebody fills them in later.
 
     Raises:
         CheckpointError: a slice is impossible, ranks disagree about a tensor, elements are missing or come twice.
@@ -50,7 +59,9 @@ def make_plan(comm: MPI.Intracomm, slices: Sequence[TensorSlice]) -> WritePlan:
         for tensor_slice in slices:
             tensor_slice.check()
             _declare(declared, tensor_slice.path, TensorInfo(tensor_slice.global_shape, tensor_slice.array.dtype), comm.rank)
-            extents.extend(tensor_slice.extents())
+            extents.extend(tensor_slice.extents(digested=False))
+        if digested:
+            extents = _digest(extents)
     gathered = comm.gather((declared, [(e.path, e.starts, e.array.shape, e.digest) for e in extents]), root=0)
     tensors: dict[str, TensorInfo] = {}
     num_rounds: dict[str, int] = {}
@@ -59,10 +70,22 @@ def make_plan(comm: MPI.Intracomm, slices: Sequence[TensorSlice]) -> WritePlan:
         if gathered is not None:
             tensors = _join([theirs for theirs, _ in gathered])
             table = _tabulate(tensors, [rows for _, rows in gathered])
-            _check_coverage(tensors, table)
+            check_coverage(tensors, table)
             num_rounds = _count_rounds(tensors, [rows for _, rows in gathered])
     tensors, num_rounds = comm.bcast((tensors, num_rounds), root=0)
     return WritePlan(tensors, num_rounds, extents, table)
+
+
+def _digest(extents: Sequence[Extent]) -> list[Extent]:
+    """Take the digests of extents, on all cores that this rank has."""
+    threads = min(usable_cores() // ranks_on_node(), _MAX_THREADS, len(extents))
+    arrays = [extent.array for extent in extents]
+    if threads < 2:
+        digests = list(map(digest, arrays))
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            digests = list(pool.map(digest, arrays))
+    return [replace(extent, digest=value) for extent, value in zip(extents, digests, strict=True)]
 
 
 def table_dtype(tensors: Mapping[str, TensorInfo]) -> np.dtype[np.void]:
@@ -117,8 +140,16 @@ def _count_rounds(tensors: Mapping[str, TensorInfo], rows_of_ranks: Sequence[Seq
     return num_rounds
 
 
-def _check_coverage(tensors: Mapping[str, TensorInfo], table: NDArray[np.void]) -> None:
-    """Raise unless the extents of each tensor hold each of its elements exactly once."""
+def check_coverage(tensors: Mapping[str, TensorInfo], table: NDArray[np.void]) -> None:
+    """Raise unless the extents of each tensor hold each of its elements exactly once. Local.
+
+    Args:
+        tensors: every logical tensor, sorted by path.
+        table: the extents of all of them, sorted by tensor.
+
+    Raises:
+        CheckpointError: elements are missing or come twice.
+    """
     bounds = np.searchsorted(table["tensor"], np.arange(len(tensors) + 1))
     for i, (path, info) in enumerate(tensors.items()):
         rows = table[bounds[i] : bounds[i + 1]]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.hdf5 import AttributeValue, DataFile
 from lepton_mpi.checkpoint.layout import DATA_FILE, FORMAT_MAJOR, TensorInfo
-from lepton_mpi.checkpoint.manifest import read_manifest
+from lepton_mpi.checkpoint.manifest import Manifest, check_frame, read_manifest
 from lepton_mpi.errors import CheckpointError
 
 
@@ -20,17 +20,23 @@ from lepton_mpi.errors import CheckpointError
 class CheckpointReader:
     """A checkpoint open for reading. Local, serial HDF5; a context manager.
 
-    Opening checks the manifest, the size and the structure, not the elements; that is `verify_checkpoint`.
+    Opening checks the manifest, the size, the digest of all that is not tensor elements before HDF5 parses any of it, and the
+    structure; not the elements, that is `verify_checkpoint`.
 
     Args:
         path: directory of the checkpoint.
+
+    Attributes:
+        path: that directory.
 
     Raises:
         CheckpointError: it is incomplete, damaged, of an unknown major version, or has a structure that could do harm.
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._manifest = read_manifest(path)
+        check_frame(path, self._manifest)
         self._data = DataFile(path / DATA_FILE)
         found = (self.attributes.get("format_major"), self.attributes.get("step"), len(self.tensors))
         expected = (FORMAT_MAJOR, self._manifest.step, self._manifest.num_tensors)
@@ -50,6 +56,11 @@ class CheckpointReader:
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Global shape and dtype of each tensor, sorted by path."""
         return self._data.tensors
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the checkpoint consists of, and who wrote it."""
+        return self._manifest
 
     @property
     def step(self) -> int:
@@ -77,6 +88,10 @@ class CheckpointReader:
     def read(self, path: str, starts: Sequence[int], shape: Sequence[int], out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Read one block of a tensor; see `DataFile.read`."""
         return self._data.read(path, starts, shape, out)
+
+    def offset(self, path: str) -> int:
+        """Return where the elements of a tensor begin in the data file; see `DataFile.offset`."""
+        return self._data.offset(path)
 
     def close(self) -> None:
         """Close the file."""

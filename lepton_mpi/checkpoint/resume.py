@@ -14,7 +14,7 @@ from lepton_mpi.runtime.mpi import MPI
 
 
 @collective("comm")
-def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger) -> Path | None:
+def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger, damaged: list[str] | None = None) -> Path | None:
     """Return the newest checkpoint whose every byte is as it was written.
 
     Collective over comm. Damaged ones are passed over with a warning from rank 0.
@@ -23,6 +23,7 @@ def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger) -> Path
         comm: communicator that shares the verification.
         root: directory of the run's checkpoints; rank 0's counts.
         log: where warnings go.
+        damaged: a list to which the names of those that were passed over are added.
 
     Returns:
         Its directory, or None where no checkpoint was ever committed.
@@ -33,7 +34,7 @@ def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger) -> Path
     candidates: list[Path] = []
     with failing_together(comm, f"list the checkpoints in {root}"):
         if comm.rank == 0:
-            candidates = list_checkpoints(Path(root).absolute())
+            candidates = list_checkpoints(Path(root).absolute(), damaged=True)
     candidates = comm.bcast(candidates, root=0)
     reasons = []
     for path in candidates:
@@ -41,6 +42,8 @@ def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger) -> Path
             verify_checkpoint(comm, path)
         except CheckpointError as error:
             reasons.append(str(error))
+            if damaged is not None:
+                damaged.append(path.name)
             if comm.rank == 0:
                 log.warning("CHECKPOINT %s IS DAMAGED and is passed over for an older one: %s", path.name, error)
         else:

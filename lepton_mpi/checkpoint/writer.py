@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import lepton_mpi
@@ -12,10 +14,11 @@ from lepton_mpi.checkpoint.drivers import choose_driver, write_direct, write_mpi
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import AttributeValue, create_data_file
 from lepton_mpi.checkpoint.integrity import read_back
-from lepton_mpi.checkpoint.layout import DATA_FILE, FORMAT_MAJOR, FORMAT_MINOR, TensorSlice
+from lepton_mpi.checkpoint.layout import DATA_FILE, FORMAT_MAJOR, FORMAT_MINOR, TensorInfo, TensorSlice
 from lepton_mpi.checkpoint.manifest import Manifest, digest_ranges, frame_ranges
 from lepton_mpi.checkpoint.plan import WritePlan, make_plan
-from lepton_mpi.checkpoint.space import reserve_space
+from lepton_mpi.checkpoint.space import reserve_space, start_sync
+from lepton_mpi.checkpoint.storage import DEFAULT_STORAGE, Storage
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
@@ -30,6 +33,7 @@ def write_checkpoint(
     slices: Sequence[TensorSlice],
     attributes: Mapping[str, AttributeValue],
     driver: str = "auto",
+    storage: Storage = DEFAULT_STORAGE,
 ) -> Path:
     """Write, verify and commit a checkpoint; when this returns, it survives a crash of all nodes.
 
@@ -44,6 +48,7 @@ def write_checkpoint(
             rank may pass none. The arrays must not change during the call.
         attributes: what else to remember, in `/meta`; rank 0's count.
         driver: "mpio", "direct" or "auto" (see `drivers.choose_driver`); rank 0's counts.
+        storage: hints and alignment for parallel file systems; the same on all ranks.
 
     Returns:
         The directory of the checkpoint, `root/step-<9 digits>`.
@@ -67,14 +72,16 @@ def write_checkpoint(
         offsets: dict[str, int] = {}
         with failing_together(comm, f"create {file}"):
             if comm.rank == 0:
-                offsets = create_data_file(file, plan.tensors, _meta(step, attributes), plan.table)
+                offsets = create_data_file(file, plan.tensors, meta_attributes(step, attributes), plan.table, storage)
                 reserve_space(file)
         offsets = comm.bcast(offsets, root=0)
-        _write_data(comm, file, plan, offsets, driver)
-        read_back(comm, file)
+        _write_data(comm, file, plan, offsets, driver, storage)
+        read_back(comm, file)  # while the disk is at work
+        with failing_together(comm, f"sync {file}"):
+            sync(file)
         with failing_together(comm, f"commit {temporary}"):
             if comm.rank == 0:
-                commit(temporary, root, _describe(file, step, plan, offsets))
+                commit(temporary, root, describe_file(file, step, plan.tensors, len(plan.table), offsets))
         return committed_path(root, step)
     except BaseException:
         if comm.rank == 0:
@@ -83,19 +90,25 @@ def write_checkpoint(
 
 
 @collective("comm")
-def _write_data(comm: MPI.Intracomm, file: Path, plan: WritePlan, offsets: Mapping[str, int], driver: str) -> None:
-    """Write all ranks' extents and force them to the disk. Collective over comm."""
+def _write_data(
+    comm: MPI.Intracomm, file: Path, plan: WritePlan, offsets: Mapping[str, int], driver: str, storage: Storage
+) -> None:
+    """Write all ranks' extents and let their way to the disk begin. Collective over comm."""
     if driver == "mpio":
-        write_mpio(comm, file, plan)
+        write_mpio(comm, file, plan, storage)
     else:
         with failing_together(comm, f"write {file}"):
             write_direct(file, plan, offsets)
-    with failing_together(comm, f"sync {file}"):
-        sync(file)
+    with failing_together(comm, f"begin to sync {file}"):
+        start_sync(file)
 
 
-def _meta(step: int, attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
-    """Return the attributes of `/meta`: the writer's own, then the caller's."""
+def meta_attributes(step: int, attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:
+    """Return the attributes of `/meta`: the writer's own, then the caller's. Local.
+
+    Raises:
+        CheckpointError: the step is negative, or the caller's have names of the writer's own.
+    """
     own: dict[str, AttributeValue] = {
         "format_major": FORMAT_MAJOR,
         "format_minor": FORMAT_MINOR,
@@ -111,16 +124,20 @@ def _meta(step: int, attributes: Mapping[str, AttributeValue]) -> dict[str, Attr
     return {**own, **attributes}
 
 
-def _describe(file: Path, step: int, plan: WritePlan, offsets: Mapping[str, int]) -> Manifest:
-    """Return the manifest of a data file that will not change any more."""
+def describe_file(
+    file: Path, step: int, tensors: Mapping[str, TensorInfo], num_extents: int, offsets: Mapping[str, int]
+) -> Manifest:
+    """Return the manifest of a data file that will not change any more. Local."""
     nbytes = file.stat().st_size
-    frame = frame_ranges(nbytes, [(offset, plan.tensors[path].nbytes) for path, offset in offsets.items()])
+    frame = frame_ranges(nbytes, [(offset, tensors[path].nbytes) for path, offset in offsets.items() if path in tensors])
     return Manifest(
         step=step,
         writer=f"lepton_mpi {lepton_mpi.__version__}",
         data_nbytes=nbytes,
-        num_tensors=len(plan.tensors),
-        num_extents=len(plan.table),
+        num_tensors=len(tensors),
+        num_extents=num_extents,
         frame=frame,
         frame_sha256=digest_ranges(file, frame),
+        written_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        host=platform.node(),
     )

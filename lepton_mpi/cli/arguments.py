@@ -11,6 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeAlias, final
 
+from lepton_mpi.cli.bench_arguments import BenchArguments, read_bench_arguments
+from lepton_mpi.cli.checkpoint_arguments import COMMANDS as CHECKPOINT_COMMANDS
+from lepton_mpi.cli.checkpoint_arguments import CheckpointArguments, read_checkpoint_arguments
 from lepton_mpi.cli.parser import PROGRAM, Shown, make_parser
 from lepton_mpi.config.checks import FORMATS_WITHOUT_FILES, check_config
 from lepton_mpi.config.command_line import build_config, split_overrides
@@ -127,7 +130,9 @@ class ConvertArguments:
     verify: bool = False
 
 
-Arguments: TypeAlias = EvaluateArguments | PredictArguments | ExportArguments | FuseArguments | ConvertArguments
+Arguments: TypeAlias = (
+    EvaluateArguments | PredictArguments | ExportArguments | FuseArguments | ConvertArguments | CheckpointArguments | BenchArguments
+)
 
 
 def read_arguments(argv: Sequence[str]) -> Arguments | str:
@@ -151,6 +156,17 @@ def read_arguments(argv: Sequence[str]) -> Arguments | str:
         return str(shown)
     if options.command == "train":
         raise ConfigError(f"command line: expected train as the first argument: {PROGRAM} train ...")
+    if options.command in CHECKPOINT_COMMANDS:
+        if overrides:
+            raise ConfigError(
+                f"command line: {options.command} takes no configuration, found --{overrides[0][0].section}."
+                f"{overrides[0][0].name}: leave it out"
+            )
+        return read_checkpoint_arguments(options)
+    if options.command == "bench":
+        if overrides:
+            raise ConfigError("command line: bench takes no configuration: leave --section.key out")
+        return read_bench_arguments(options)
     if options.command == "convert":
         return _read_convert(options, overrides)
     if options.command == "fuse":

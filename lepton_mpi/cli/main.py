@@ -18,9 +18,12 @@ from lepton_mpi.cli.arguments import (
     PredictArguments,
     read_arguments,
 )
+from lepton_mpi.cli.bench_arguments import BenchArguments
+from lepton_mpi.cli.checkpoint_arguments import CheckpointArguments
 from lepton_mpi.cli.parser import PROGRAM
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.strict_calls import watched
 from lepton_mpi.runtime.failure import FailureReport
 from lepton_mpi.runtime.launch import run_command
 from lepton_mpi.runtime.mpi import MPI
@@ -43,13 +46,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _main(argv: Sequence[str], comm: MPI.Intracomm, report: FailureReport) -> int:
+    comm = watched(comm, "the world")
     arguments = _read_arguments(argv, comm)
     if isinstance(arguments, str):
         if comm.Get_rank() == 0:
             sys.stdout.write(arguments)
         return 0
     limit_threads(arguments.config.run.threads)
-    if isinstance(arguments, EvaluateArguments):
+    if isinstance(arguments, CheckpointArguments):
+        from lepton_mpi.cli.checkpoint_tools import run_checkpoint_tool
+
+        return run_checkpoint_tool(comm, arguments)
+    if isinstance(arguments, BenchArguments):
+        from lepton_mpi.cli.bench import run_bench
+
+        run_bench(comm, arguments)
+    elif isinstance(arguments, EvaluateArguments):
         from lepton_mpi.cli.evaluate import run_evaluate
 
         run_evaluate(comm, arguments)

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import lepton_mpi
+from lepton_mpi.cli.bench_arguments import add_bench_command
+from lepton_mpi.cli.checkpoint_arguments import add_checkpoint_commands
 from lepton_mpi.config.keys import list_keys
 from lepton_mpi.errors import ConfigError
 
@@ -64,6 +66,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_fuse(commands)
     _add_convert(commands)
+    add_bench_command(commands)
+    add_checkpoint_commands(commands)
     return parser
 
 

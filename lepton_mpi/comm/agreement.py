@@ -12,7 +12,7 @@ from lepton_mpi.runtime.mpi import MPI
 _Result = TypeVar("_Result")
 
 
-@collective("comm")
+@collective("comm", patient=True)
 def raise_together(comm: MPI.Intracomm, error: Exception | None) -> None:
     """Raise on every rank the error of the lowest rank that has one.
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
-
 from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.nodes import number_nodes as _number_nodes
+from lepton_mpi.comm.nodes import split_nodes as _split_nodes
 from lepton_mpi.errors import GridError
 from lepton_mpi.runtime.mpi import MPI
 
@@ -126,10 +126,13 @@ class ProcessGrid:
         self.stage, self.shard = subgrids["stage"], subgrids["shard"]
         self.node = _split_nodes(self.world, ranks_per_node)
         self.node_index, self.num_nodes = _number_nodes(self.world, self.node)
-        self.data_in_node = self.data.Split(self.node_index, self.data.Get_rank())
-        self.data_across = self.data.Split(self.data_in_node.Get_rank(), self.node_index)
+        self.data_in_node = cast(MPI.Intracomm, self.data.Split(self.node_index, self.data.Get_rank()))
+        self.data_across = cast(MPI.Intracomm, self.data.Split(self.data_in_node.Get_rank(), self.node_index))
         self.num_owners = int(self.data.allreduce(self.data_in_node.Get_size(), op=MPI.MIN))
         self.is_first_data_node: bool = self.data.bcast(self.node_index, root=0) == self.node_index
+        names = ("world", *axes, "node", "data_in_node", "data_across")
+        for name in names:
+            getattr(self, name).Set_name(f"grid.{name}")
         self._owned = [self.world, cartesian, *subgrids.values(), self.node, self.data_in_node, self.data_across]
 
     @property
@@ -165,18 +168,3 @@ class ProcessGrid:
         for comm in reversed(self._owned):
             comm.Free()
         self._owned.clear()
-
-
-def _split_nodes(world: MPI.Intracomm, ranks_per_node: int) -> MPI.Intracomm:
-    rank = world.Get_rank()
-    split = world.Split(rank // ranks_per_node, rank) if ranks_per_node else world.Split_type(MPI.COMM_TYPE_SHARED, rank)
-    return cast(MPI.Intracomm, split)
-
-
-def _number_nodes(world: MPI.Intracomm, node: MPI.Intracomm) -> tuple[int, int]:
-    """Return this node's number and the count of nodes, numbered by their lowest world rank."""
-    lowest = np.array([node.allreduce(world.Get_rank(), op=MPI.MIN)], np.int64)
-    all_lowest = np.empty(world.Get_size(), np.int64)
-    world.Allgather(lowest, all_lowest)
-    nodes = np.unique(all_lowest)
-    return int(np.searchsorted(nodes, lowest[0])), len(nodes)

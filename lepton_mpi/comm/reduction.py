@@ -23,7 +23,7 @@ from lepton_mpi.runtime.tree_order import add_leaves, add_nodes, whole_nodes
 _GATHER_NBYTES = 32 * 1024
 
 
-@collective("comm")
+@collective("comm", equal="x")
 def sum_in_rank_order(comm: MPI.Intracomm, x: NDArray[Any]) -> NDArray[Any]:
     """Return the sum of `x` over all ranks, added in rank order, with equal bits on every rank.
 

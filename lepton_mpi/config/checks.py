@@ -144,10 +144,19 @@ def _check_optimizer(optimizer: OptimizerConfig, train: TrainConfig) -> None:
         raise ConfigError(f"optimizer.min_lr: expected at most optimizer.lr = {optimizer.lr!r}, got {optimizer.min_lr!r}")
     if train.steps and optimizer.warmup_steps > train.steps:
         raise ConfigError(f"optimizer.warmup_steps: expected at most train.steps = {train.steps}, got {optimizer.warmup_steps}")
-    # A decay of 1 never forgets; adamw's bias correction 1 - beta^t would divide by zero (Kingma and Ba, Adam, algorithm 1).
-    decays = {"adamw": ("beta1", "beta2"), "sgd": ("momentum",)}
-    for name in decays.get(optimizer.name, ()):
+    # A decay of 1 never forgets; Adam's bias correction 1 - beta^t would divide by zero (Kingma and Ba, Adam, algorithm 1).
+    adam = optimizer.name != "sgd"
+    for name in ("beta1", "beta2") if adam else ("momentum",):
         if getattr(optimizer, name) >= 1.0:
             raise ConfigError(f"optimizer.{name}: expected a number below 1, got {getattr(optimizer, name)!r}")
-    if optimizer.name == "adamw" and optimizer.epsilon == 0.0:
+    if adam and optimizer.epsilon == 0.0:
         raise ConfigError("optimizer.epsilon: expected a number above 0 (a gradient of zero would give 0/0), got 0.0")
+    if optimizer.name == "onebit_adam":
+        for name, usual in (("clip_norm", 0.0), ("shard", "node")):
+            if getattr(optimizer, name) != usual:
+                raise ConfigError(
+                    f"optimizer.{name}: expected {usual!r} with onebit_adam, got {getattr(optimizer, name)!r}: its ranks add up "
+                    "momenta, of which each node needs all, and never see the norm of the gradient"
+                )
+        if train.reproducible:
+            raise ConfigError("train.reproducible: onebit_adam rounds what it adds up, so it cannot be the same on every grid")

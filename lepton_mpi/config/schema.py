@@ -47,6 +47,14 @@ class GridConfig:
     ranks_per_node: int = key(
         0, "treat this many consecutive ranks as one node (for tests, or one group a socket); 0: ask MPI who shares memory", low=0
     )
+    virtual_stages: int = key(
+        0, "runs of layers that each stage holds, with train.schedule = interleaved; 0: two where there are layers enough", low=0
+    )
+    balance: str = key(
+        "estimate",
+        "what the stages are cut by: the multiply-adds of the layers, or how long they take, measured at the start",
+        choices=("estimate", "measure"),
+    )
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,7 @@ class DataConfig:
 class OptimizerConfig:
     """How gradients become updates."""
 
-    name: str = key("adamw", "optimizer", choices=("sgd", "adamw"))
+    name: str = key("adamw", "optimizer", choices=("sgd", "adamw", "lamb", "onebit_adam"))
     groups: tuple[str, ...] = key(
         (),
         'parameter groups by name pattern, later ones win: "blocks.0.*: lr=0.1, weight_decay=0" (lr is a factor on optimizer.lr)',
@@ -229,20 +237,35 @@ class OptimizerConfig:
     lr: float = key(1e-3, "peak learning rate", low=0.0)
     momentum: float = key(0.9, "momentum of sgd", low=0.0, high=1.0)
     weight_decay: float = key(
-        1e-2, "weight decay (decoupled for adamw, added to the gradient for sgd); norms and biases are exempt", low=0.0
+        1e-2, "weight decay (decoupled, but for sgd, where it is added to the gradient); norms and biases are exempt", low=0.0
     )
-    beta1: float = key(0.9, "decay of adamw's first moment", low=0.0, high=1.0)
-    beta2: float = key(0.999, "decay of adamw's second moment", low=0.0, high=1.0)
-    epsilon: float = key(1e-8, "adamw's guard against division by zero", low=0.0)
-    schedule: str = key("cosine", "learning rate after the warm-up", choices=("constant", "cosine"))
+    beta1: float = key(0.9, "decay of the first moment of adamw, lamb and onebit_adam", low=0.0, high=1.0)
+    beta2: float = key(0.999, "decay of their second moment", low=0.0, high=1.0)
+    epsilon: float = key(1e-8, "their guard against division by zero", low=0.0)
+    schedule: str = key(
+        "cosine",
+        "learning rate after the warm-up",
+        choices=("constant", "cosine", "linear", "polynomial", "step", "inverse_sqrt"),
+    )
     warmup_steps: int = key(0, "steps in which the learning rate rises linearly from 0", low=0)
     decay_steps: int = key(
         0,
-        "steps from the warm-up to the end of the cosine; 0: until train.epochs end, or train.steps where that is later",
+        "steps from the warm-up to the end of the decay; 0: until train.epochs end, or train.steps where that is later",
         low=0,
     )
-    min_lr: float = key(0.0, "learning rate at the end of the cosine", low=0.0)
+    min_lr: float = key(0.0, "learning rate at the end of the decay", low=0.0)
     clip_norm: float = key(0.0, "largest global norm of the gradient; 0: no clipping", low=0.0)
+    shard: str = key(
+        "node",
+        "ranks that divide optimizer state and updates: those of a node, so that each node keeps all of it, or the whole data axis",
+        choices=("node", "data"),
+    )
+    decay_power: float = key(2.0, "exponent of the polynomial schedule", low=0.0)
+    drop_at: tuple[float, ...] = key((0.5, 0.75), "shares of the decay at which the step schedule drops", low=0.0, high=1.0)
+    drop_factor: float = key(0.1, "factor on the learning rate at each drop of the step schedule", low=0.0, high=1.0)
+    freeze_share: float = key(
+        0.2, "share of the decay after which onebit_adam freezes the variance and exchanges momenta", low=0.0, high=1.0
+    )
 
 
 @dataclass(frozen=True)
@@ -268,8 +291,34 @@ class TrainConfig:
     metric: str = key("", "metric that early stopping and the best checkpoint look at; empty: the task's first")
     patience: int = key(0, "stop after this many evaluations in a row without a better metric; 0: never", low=0)
     seed: int = key(0, "seed of weights, sample order and augmentation", low=0)
+    reproducible: bool = key(
+        False,
+        "the same bits on every grid: work is done in virtual shards and chunks that do not depend on the ranks, and sums over "
+        "them are exact; costs some speed",
+    )
+    virtual_shards: int = key(
+        16, "pieces that a batch is cut into for train.reproducible, whose number is part of the result", low=1, high=4096
+    )
+    virtual_chunks: int = key(
+        4,
+        "chunks that dims divided over shards are cut into for train.reproducible; grid.shards is at most as many",
+        low=1,
+        high=256,
+    )
     evaluate_every_epochs: int = key(1, "epochs between evaluations on the test set; 0: only at the end", low=0)
     evaluate_every_steps: int = key(0, "steps between evaluations on the test set, besides those at epochs; 0: none", low=0)
+    check_replicas_every: int = key(
+        0, "steps between checks that weights and optimizer state are the same wherever several ranks hold them; 0: none", low=0
+    )
+    schedule: str = key(
+        "1f1b",
+        "order in which micro-batches pass through the stages of the pipeline",
+        choices=("1f1b", "gpipe", "interleaved", "zero_bubble"),
+    )
+    recompute: bool = key(
+        False, "keep only what enters each layer, and run the layer forward again before its backward pass: less memory, more time"
+    )
+    recompute_stages: tuple[int, ...] = key((), "stages that train.recompute is for, counted from 0; empty: all", low=0)
 
 
 @dataclass(frozen=True)
@@ -297,6 +346,19 @@ class CheckpointConfig:
         "auto",
         "how ranks write the file: mpio needs a parallel HDF5; direct writes at its offsets",
         choices=("auto", "mpio", "direct"),
+    )
+    asynchronous: bool = key(
+        True,
+        "train on while a process beside each rank writes a copy of the state; saves with driver mpio are never asynchronous",
+    )
+    required: bool = key(False, "end the run when a checkpoint cannot be saved; else it is reported, and tried again later")
+    keep_last: int = key(3, "newest checkpoints to keep; 0: all", low=0)
+    keep_every: int = key(0, "keep those whose step is a multiple of this for ever; 0: none", low=0)
+    hints: tuple[str, ...] = key(
+        (), 'hints for MPI-IO about new files, "name=value" each: striping_factor=8, striping_unit=16777216, cb_nodes=4'
+    )
+    alignment: int = key(
+        0, "large tensors begin at multiples of this many bytes, such as a stripe; 0: as the file system states", low=0
     )
 
 

@@ -87,6 +87,8 @@ class Batch:
         labels: [size, *label_shape], int64 classes or float32 values, or [size, C] float32 mixes of classes; an empty list if
             not wanted.
         following: epoch and position of the next batch.
+        own_pieces: first and last + 1 of the pieces that are this rank's micro-batches, see `BatchCut`.
+        num_pieces: pieces of the whole batch; 0: it is not cut into pieces.
     """
 
     epoch: int
@@ -97,20 +99,54 @@ class Batch:
     inputs: list[NDArray[Any]]
     labels: list[NDArray[Any]]
     following: tuple[int, int]
+    own_pieces: tuple[int, int] = (0, 0)
+    num_pieces: int = 0
 
 
-def cut_batch(num_global: int, micro_batches: int, data_index: int, data_size: int) -> list[tuple[int, int]]:
-    """Return which rows of a batch a data rank takes of each micro-batch, (first, last + 1). Local, pure.
+@final
+@dataclass(frozen=True)
+class BatchCut:
+    """How a batch is cut over micro-batches and data ranks.
 
-    The batch is cut into micro-batches first and each of them over the data axis, so that a micro-batch holds the same
-    samples on every grid.
+    The batch is cut into micro-batches first and each of them over the data axis, so that a micro-batch holds the same samples on
+    every grid. With `pieces` it is cut into that many pieces, or as many as it has samples, and these, in runs, over the data axis:
+    each is a micro-batch of the rank that has it, with the same samples on every grid.
+
+    Attributes:
+        data_index: this rank's coordinate on the data axis.
+        data_size: ranks along the data axis.
+        micro_batches: micro-batches of a batch.
+        pieces: pieces of a batch; 0: micro-batches are divided.
     """
-    rows = []
-    for m in range(micro_batches):
-        start, stop = split_range(num_global, micro_batches, m)
-        first, last = split_range(stop - start, data_size, data_index)
-        rows.append((start + first, start + last))
-    return rows
+
+    data_index: int = 0
+    data_size: int = 1
+    micro_batches: int = 1
+    pieces: int = 0
+
+    def num_pieces(self, num_global: int) -> int:
+        """Return how many pieces a batch of so many samples has; 0: it is not cut into pieces. Local, pure."""
+        return min(self.pieces, num_global)
+
+    def own_pieces(self, num_global: int) -> tuple[int, int]:
+        """Return first and last + 1 of this rank's pieces. Local, pure."""
+        return split_range(self.num_pieces(num_global), self.data_size, self.data_index)
+
+    def rows(self, num_global: int) -> list[tuple[int, int]]:
+        """Return which rows of a batch this rank takes, (first, last + 1) of each of its micro-batches. Local, pure.
+
+        A rank without any piece has one micro-batch without rows.
+        """
+        if self.pieces:
+            num_pieces = self.num_pieces(num_global)
+            own = [split_range(num_global, num_pieces, p) for p in range(*self.own_pieces(num_global))]
+            return own or [(num_global, num_global)]
+        rows = []
+        for m in range(self.micro_batches):
+            start, stop = split_range(num_global, self.micro_batches, m)
+            first, last = split_range(stop - start, self.data_size, self.data_index)
+            rows.append((start + first, start + last))
+        return rows
 
 
 @final
@@ -122,9 +158,7 @@ class Loader:
         order: which sample stands where in an epoch.
         normalisation: what is done to raw inputs that are values.
         global_batch: samples of a batch over all data ranks; the last one of an epoch may be shorter.
-        data_index: this rank's coordinate on the data axis.
-        data_size: ranks along the data axis.
-        micro_batches: pieces that the batch is cut into.
+        cut: how batches are cut over micro-batches and ranks; None: not.
         augmentation: changes samples at random; None: nothing does.
         seed: `train.seed`, which keys the preparation.
         want_inputs: whether batches carry inputs (the first stage).
@@ -148,9 +182,7 @@ class Loader:
         normalisation: Normalisation,
         *,
         global_batch: int,
-        data_index: int = 0,
-        data_size: int = 1,
-        micro_batches: int = 1,
+        cut: BatchCut | None = None,
         augmentation: Augmentation | None = None,
         seed: int = 0,
         want_inputs: bool = True,
@@ -177,8 +209,7 @@ class Loader:
         self._order = order
         self._normalisation = normalisation
         self._global_batch = global_batch
-        self._data_index, self._data_size = data_index, data_size
-        self._micro_batches = micro_batches
+        self._cut = cut or BatchCut()
         self._augmentation, self._seed = augmentation, seed
         self._want_inputs, self._want_labels = want_inputs, want_labels
         self._input_kind, self._preparation = input_kind, preparation
@@ -204,7 +235,7 @@ class Loader:
         num_samples = self._order.num_samples
         self._order.check_positions(position, 1)
         num_global = min(self._global_batch, num_samples - position)
-        rows = cut_batch(num_global, self._micro_batches, self._data_index, self._data_size)
+        rows = self._cut.rows(num_global)
         first_rows = [first for first, _ in rows]
         positions = [np.arange(position + first, position + last) for first, last in rows]
         indices = self._order.at(epoch, np.concatenate(positions))
@@ -225,7 +256,8 @@ class Loader:
         whole_inputs, whole_labels = self._read(epoch, np.concatenate(plan.indices))
         inputs = [] if whole_inputs is None else np.split(whole_inputs, ends)
         labels = [] if whole_labels is None else np.split(whole_labels, ends)
-        return Batch(epoch, position, plan.num_global, sizes, plan.first_rows, inputs, labels, plan.following)
+        own, num_pieces = self._cut.own_pieces(plan.num_global), self._cut.num_pieces(plan.num_global)
+        return Batch(epoch, position, plan.num_global, sizes, plan.first_rows, inputs, labels, plan.following, own, num_pieces)
 
     def _read(self, epoch: int, indices: NDArray[np.int64]) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
         """Return inputs and labels of samples as the model takes them, each None if not wanted."""

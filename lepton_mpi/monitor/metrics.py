@@ -69,9 +69,11 @@ class MetricSums(ABC):
         names: metrics of the task, the main one first.
         totals: float64 [n]; sums over disjoint samples add element by element.
         row_size: numbers that are kept of every sample; 0: the totals are all.
+        real_totals: which totals are sums of real numbers, whose bits depend on the order of additions; the others are counts.
     """
 
     names: tuple[str, ...]
+    real_totals: slice = slice(None)
 
     def __init__(self, num_totals: int, row_size: int = 0) -> None:
         self.totals: Totals = np.zeros(num_totals)
@@ -132,6 +134,7 @@ class _ConfusionSums(MetricSums):
         """Begin with nothing counted. num_classes: C; num_more: totals of a subclass, which come last."""
         super().__init__(num_classes * num_classes + 1 + num_more)
         self._num_classes = num_classes
+        self.real_totals = slice(num_classes * num_classes, num_classes * num_classes + 1)
 
     def add(self, output: NDArray[np.floating], target: NDArray[np.generic] | None) -> None:
         labels, num_cells = given(target), self._num_classes**2

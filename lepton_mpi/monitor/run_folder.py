@@ -5,10 +5,11 @@ Only rank 0 uses it; all functions are local.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from datetime import datetime
-from io import FileIO
+from io import SEEK_END, FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Final, final
@@ -16,7 +17,7 @@ from typing import Final, final
 from lepton_mpi.errors import ConfigError, LeptonError
 from lepton_mpi.monitor.json_text import format_json
 from lepton_mpi.monitor.summary import Summary
-from lepton_mpi.runtime.whole_file import WholeFile
+from lepton_mpi.runtime.whole_file import WholeFile, make_folder
 
 _CONFIG: Final = "config.toml"
 _METRICS: Final = "metrics.jsonl"
@@ -69,12 +70,30 @@ class RunFolder:
         self.path = path
         self.logs = path / "logs"
         self.checkpoints = path / "checkpoints"
+        self._make()
+
+    def _make(self) -> None:
         try:
-            self.logs.mkdir(parents=True, exist_ok=True)
-            self.checkpoints.mkdir(exist_ok=True)
+            make_folder(self.path)
+            self.logs.mkdir(exist_ok=True)
+            make_folder(self.checkpoints)
             self._metrics = _open_metrics(self.metrics_path)
         except OSError as error:
-            raise _unusable(path, error) from error
+            raise _unusable(self.path, error) from error
+
+    def restore(self) -> bool:
+        """Make anew what was deleted of folder and metrics file, and return whether anything was.
+
+        Local. Lines of metrics that were in it are lost.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        if self.metrics_path.is_file() and self.logs.is_dir() and self.checkpoints.is_dir():
+            return False
+        self._metrics.close()
+        self._make()
+        return True
 
     @property
     def metrics_path(self) -> Path:
@@ -119,10 +138,13 @@ class RunFolder:
             LeptonError: the line cannot be written.
         """
         line = format_json(record).encode() + b"\n"
+        begin = self._metrics.seek(0, SEEK_END)
         try:
             while line:
                 line = line[self._metrics.write(line) :]
         except OSError as error:
+            with contextlib.suppress(OSError):
+                self._metrics.truncate(begin)  # half a line would swallow the next one
             raise _failed_write(self.metrics_path, error) from error
 
     def truncate_metrics(self, after_step: int) -> int:

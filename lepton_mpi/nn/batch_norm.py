@@ -7,7 +7,7 @@ Dims: B samples, C channels (of this shard), R ranks of the data axis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from lepton_mpi.nn.initial import Constant
 from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
+from lepton_mpi.nn.piecewise import piece_rows
 from lepton_mpi.nn.place import Place
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.ops.batch_norm import (
@@ -65,6 +66,11 @@ class BatchNorm2d(Layer):
         """As the input."""
         return self.split
 
+    @property
+    def keeps_pieces_apart(self) -> bool:
+        """True: its statistics are those of all pieces together."""
+        return True
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return the same shape."""
         require_shape(self, shapes, (-1, self.num_features))
@@ -92,6 +98,8 @@ class _Kept:
     deviation_inverse: Any
     moments: Moments | None = None
     share: float = 0.0
+    pieces: tuple[slice, ...] = (slice(None),)
+    num_pieces: int = 0
 
 
 class BatchNorm2dModule(Module):
@@ -119,9 +127,11 @@ class BatchNorm2dModule(Module):
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y of the shape of x [B, ..., C]; an empty rank takes part too."""
         if context.training:
-            moments, num_samples = self._gather_moments(x)
+            pieces = (slice(None),) if context.pieces is None else tuple(piece_rows(context.pieces))[: len(context.pieces)]
+            moments, num_samples = self._gather_moments(x, pieces, context.num_pieces)
             share = num_samples / context.num_global
-            kept = _Kept(x, moments.mean, moments.deviation_inverse(self.epsilon), moments, share)
+            inverse = moments.deviation_inverse(self.epsilon)
+            kept = _Kept(x, moments.mean, inverse, moments, share, pieces, context.num_pieces)
         else:
             variance = self.running_var.value.astype(np.float64)
             inverse = 1 / array_module(variance).sqrt(variance + self.epsilon)
@@ -131,17 +141,18 @@ class BatchNorm2dModule(Module):
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return dx for dy, where all data ranks' outputs depend on all their inputs."""
         kept: _Kept = saved
-        sum_dy, sum_dy_xhat = batch_norm_sums(dy, kept.x, kept.mean, kept.deviation_inverse)
-        pending = (sum_dy, sum_dy_xhat, kept.moments, kept.share)
+        xp = array_module(dy)
+        sums = [batch_norm_sums(dy[rows], kept.x[rows], kept.mean, kept.deviation_inverse) for rows in kept.pieces]
+        pending = (sums, kept.moments, kept.share)
         if not want_dx:
             return None, pending
-        xp = array_module(dy)
         if kept.moments is None:  # running statistics are constants
-            total_dy = total_dy_xhat = xp.zeros_like(sum_dy)
+            total_dy = total_dy_xhat = xp.zeros_like(kept.mean)
             count = 1
         else:
-            totals = self.place.gather_over_data(xp.concatenate([sum_dy, sum_dy_xhat]))
-            total_dy, total_dy_xhat = xp.split(_sum_in_rank_order(totals), 2)
+            rows = _stack([xp.concatenate(pair) for pair in sums], 2 * kept.mean.size, xp)
+            totals = self.place.gather_over_data(rows, kept.num_pieces)
+            total_dy, total_dy_xhat = xp.split(_sum_in_order(totals), 2)
             count = kept.moments.count
         dx = batch_norm_backward_input(
             dy, kept.x, kept.mean, kept.deviation_inverse, self.weight.value, total_dy, total_dy_xhat, count
@@ -150,9 +161,12 @@ class BatchNorm2dModule(Module):
 
     def backward_weight(self, pending: Any) -> None:
         """Add dweight and dbias, and on the first data rank the change of the running statistics."""
-        sum_dy, sum_dy_xhat, moments, share = pending
-        self.weight.grad[...] += sum_dy_xhat.astype(self.weight.grad.dtype)
-        self.bias.grad[...] += sum_dy.astype(self.bias.grad.dtype)
+        sums, moments, share = pending
+        for sum_dy, sum_dy_xhat in sums:
+            self.weight.grad[...] += sum_dy_xhat.astype(self.weight.grad.dtype)
+            self.bias.grad[...] += sum_dy.astype(self.bias.grad.dtype)
+            if self.place.take:
+                self.place.take((self.weight, self.bias))
         if moments is None or moments.count == 0 or not self.place.is_first_data:
             return
         # As PyTorch does, the running variance divides by count - 1; a single row has none.
@@ -162,17 +176,26 @@ class BatchNorm2dModule(Module):
             running.grad[...] += change.astype(running.grad.dtype)
 
     @collective("grid.data")
-    def _gather_moments(self, x: Any) -> tuple[Moments, int]:
-        """Return moments and number of samples of all data ranks. Collective over grid.data."""
+    def _gather_moments(self, x: Any, pieces: Sequence[slice], num_pieces: int) -> tuple[Moments, int]:
+        """Return moments and number of samples of all data ranks, merged piece by piece. Collective over grid.data."""
         xp = array_module(x)
-        own = channel_moments(x)
-        counts = xp.asarray([x.shape[0], own.count], dtype=np.float64)
-        gathered = self.place.gather_over_data(xp.concatenate([counts, own.mean, own.squares]))
+        own = []
+        for rows in pieces:
+            piece = x[rows]
+            found = channel_moments(piece)
+            counts = xp.asarray([piece.shape[0], found.count], dtype=np.float64)
+            own.append(xp.concatenate([counts, found.mean, found.squares]))
+        gathered = self.place.gather_over_data(_stack(own, 2 + 2 * x.shape[-1], xp), num_pieces)
         means, squares = xp.split(gathered[:, 2:], 2, axis=1)
         return merge_moments(gathered[:, 1], means, squares), int(gathered[:, 0].sum())
 
 
-def _sum_in_rank_order(rows: Any) -> Any:
+def _stack(rows: Sequence[Any], length: int, xp: Any) -> Any:
+    """Return rows as float64 [rows, length]; there may be none."""
+    return xp.stack(rows) if rows else xp.empty((0, length), np.float64)
+
+
+def _sum_in_order(rows: Any) -> Any:
     """Return the sum of rows, added one after the other."""
     total = rows[0]
     for row in rows[1:]:

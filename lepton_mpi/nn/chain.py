@@ -33,6 +33,11 @@ class Chain(Layer):
         """As the last layer says."""
         return self.layers[-1].divided_unit if self.layers else 1
 
+    @property
+    def keeps_pieces_apart(self) -> bool:
+        """True: its parts do."""
+        return True
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return what the last layer makes of them."""
         for layer in self.layers:
@@ -49,7 +54,7 @@ class Chain(Layer):
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
         """Return the layers at work."""
-        return ChainModule([layer.build(parameters, place) for layer in self.layers])
+        return ChainModule([layer.at_work(parameters, place) for layer in self.layers])
 
 
 class ChainModule(Module):

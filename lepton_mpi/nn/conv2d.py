@@ -176,10 +176,10 @@ class Conv2dModule(Module):
             dx = array_module(dz).empty(saved.shape, dz.dtype)
             for c in chunks:
                 part = (*saved.shape[:3], c.stop - c.start)
-                dx[..., c] = conv2d_backward_input(dz, weight[:, c], part, **self._options)
+                dx[..., c] = conv2d_backward_input(dz, _inputs(weight, c), part, **self._options)
             parts = [dx]
         else:
-            parts = [conv2d_backward_input(dz[..., c], weight[c], saved.shape, **self._options) for c in chunks]
+            parts = [conv2d_backward_input(_channels(dz, c), weight[c], saved.shape, **self._options) for c in chunks]
         return self.enter.adjoint(parts), (saved, dz)
 
     def backward_weight(self, pending: Any) -> None:
@@ -188,15 +188,25 @@ class Conv2dModule(Module):
         dW, db = self.weight.grad, self.bias.grad if self.bias is not None else None
         if len(self.rows) > 1:
             for i, c in enumerate(self.rows):
-                conv2d_backward_weight(dz, x[..., c], dW[:, c], None if i else db, **self._options)
+                conv2d_backward_weight(dz, _channels(x, c), dW[:, c], None if i else db, **self._options)
             return
         for c in self.columns:
-            conv2d_backward_weight(dz[..., c], x, dW[c], None if db is None else db[c], **self._options)
+            conv2d_backward_weight(_channels(dz, c), x, dW[c], None if db is None else db[c], **self._options)
 
     def _products(self, x: Any) -> list[Any]:
         """Return the partial outputs, of which there are several where the input is divided."""
         weight = self.weight.value
         if len(self.rows) > 1:
-            return [conv2d(x[..., c], weight[:, c], **self._options) for c in self.rows]
+            return [conv2d(_channels(x, c), _inputs(weight, c), **self._options) for c in self.rows]
         parts = [conv2d(x, weight[c], **self._options) for c in self.columns]
         return parts if len(parts) == 1 else [array_module(x).concatenate(parts, axis=3)]
+
+
+def _channels(x: Any, chunk: slice) -> Any:
+    """Return a chunk of the channels of images, contiguous, as the only chunk of a shard is; `x` itself where it is all."""
+    return array_module(x).ascontiguousarray(x[..., chunk])
+
+
+def _inputs(weight: Any, chunk: slice) -> Any:
+    """Return the part of a weight [O, I, ...] that sees a chunk of the input channels, contiguous likewise."""
+    return array_module(weight).ascontiguousarray(weight[:, chunk])

@@ -55,6 +55,11 @@ class FeedForward(Layer):
         """Those of both maps."""
         return tuple(spec for layer in self.layers for spec in layer.parameters)
 
+    @property
+    def keeps_pieces_apart(self) -> bool:
+        """True: its parts do."""
+        return True
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return [..., width] for [..., width]."""
         return (require_shape(self, shapes, (-1, self.width)),)
@@ -65,4 +70,4 @@ class FeedForward(Layer):
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> ChainModule:
         """Return the parts at work."""
-        return ChainModule([layer.build(parameters, place) for layer in self.layers])
+        return ChainModule([layer.at_work(parameters, place) for layer in self.layers])

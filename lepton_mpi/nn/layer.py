@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 from lepton_mpi.errors import ConfigError
 from lepton_mpi.nn.module import Module
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
+from lepton_mpi.nn.piecewise import PiecewiseModule
 from lepton_mpi.nn.place import Place
 
 # Shapes of one sample of what flows between layers, one for each array: ((32, 32, 16),) is an image of 16
@@ -53,6 +54,20 @@ class Layer(ABC):
     def cost(self, shapes: Shapes) -> int:
         """Return the multiply-adds of a forward pass of one sample, for balancing stages. Local."""
         return 0
+
+    @property
+    def keeps_pieces_apart(self) -> bool:
+        """Whether the layer at work does by itself what `PiecewiseModule` does for others, as layers made of layers do."""
+        return False
+
+    @final
+    def at_work(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
+        """Return what `build` returns, with the work on pieces of a batch kept apart where the place asks for that. Local."""
+        module = self.build(parameters, place)
+        weights = [parameters[spec.name] for spec in self.parameters if spec.role == "weight"]
+        if place.take is None or self.keeps_pieces_apart or not weights:
+            return module
+        return PiecewiseModule(module, weights, place.take)
 
     @abstractmethod
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:

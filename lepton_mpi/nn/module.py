@@ -17,6 +17,8 @@ class Context:
         first_row: place in the global batch of the micro-batch's first sample on this rank; the others follow it.
         num_global: samples of the global batch.
         key_mask: bool [B, T], False at padding; None where there is none.
+        pieces: rows of each piece of the micro-batch, where the work on these must be done apart; None: it is one.
+        num_pieces: pieces of the batch over all data ranks, which have them in rank order.
     """
 
     training: bool = False
@@ -24,6 +26,8 @@ class Context:
     first_row: int = 0
     num_global: int = 1
     key_mask: Any = None
+    pieces: tuple[int, ...] | None = None
+    num_pieces: int = 0
 
 
 class Module(ABC):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
+from lepton_mpi.nn.parameter import Parameter
 from lepton_mpi.ops.product import Precision
 from lepton_mpi.runtime.ranges import ShardCut
+
+# Takes the gradients of some weights, and leaves zeros.
+TakeGradients: TypeAlias = Callable[[Sequence[Parameter]], None]
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Place(ABC):
         seed: seed of the run.
         precision: precision of matrix products.
         chunks: chunks of a divided dim over all shards; 0: one a shard.
+        take: takes the gradients of weights after each piece of work, and leaves zeros; None: they add up where they are.
     """
 
     shards: int = 1
@@ -33,6 +39,7 @@ class Place(ABC):
     seed: int = 0
     precision: Precision = "fp32"
     chunks: int = 0
+    take: TakeGradients | None = None
 
     @property
     def cut(self) -> ShardCut:
@@ -69,10 +76,14 @@ class Place(ABC):
 
     @abstractmethod
     @collective("grid.data")
-    def gather_over_data(self, x: Any) -> Any:
-        """Return the 1-D arrays of all ranks of the data axis, [data ranks, n], in rank order.
+    def gather_over_data(self, x: Any, num_rows: int = 0) -> Any:
+        """Return the rows of all ranks of the data axis, in rank order, [rows, n].
 
         Collective over grid.data.
+
+        Args:
+            x: [own rows, n].
+            num_rows: rows of all ranks, of which rank r has `split_range(num_rows, ranks, r)`; 0: one each.
         """
 
 
@@ -93,6 +104,6 @@ class Alone(Place):
         """Return the identity."""
         return Stay()
 
-    def gather_over_data(self, x: Any) -> Any:
-        """Return x as the only row."""
-        return x[None]
+    def gather_over_data(self, x: Any, num_rows: int = 0) -> Any:
+        """Return x."""
+        return x

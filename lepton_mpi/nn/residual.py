@@ -30,6 +30,11 @@ class Residual(Layer):
         """Those of the body, then those of the shortcut."""
         return self.body.parameters + (self.shortcut.parameters if self.shortcut else ())
 
+    @property
+    def keeps_pieces_apart(self) -> bool:
+        """True: its parts do."""
+        return True
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return the shape of both ways."""
         one, other = self.body.output(shapes), self.shortcut.output(shapes) if self.shortcut else shapes
@@ -43,8 +48,8 @@ class Residual(Layer):
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
         """Return both ways at work."""
-        shortcut = self.shortcut.build(parameters, place) if self.shortcut else None
-        return ResidualModule(self.body.build(parameters, place), shortcut)
+        shortcut = self.shortcut.at_work(parameters, place) if self.shortcut else None
+        return ResidualModule(self.body.at_work(parameters, place), shortcut)
 
 
 class ResidualModule(Module):

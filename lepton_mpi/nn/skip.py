@@ -34,6 +34,11 @@ class Down(Layer):
         """Those of the body, then those of the pool."""
         return self.body.parameters + self.pool.parameters
 
+    @property
+    def keeps_pieces_apart(self) -> bool:
+        """True: its parts do."""
+        return True
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return one shape more than came in."""
         kept = self.body.output(shapes[:1])
@@ -45,7 +50,7 @@ class Down(Layer):
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
         """Return the layer at work."""
-        return DownModule(self.body.build(parameters, place), self.pool.build(parameters, place))
+        return DownModule(self.body.at_work(parameters, place), self.pool.at_work(parameters, place))
 
 
 class DownModule(Module):
@@ -95,6 +100,11 @@ class Up(Layer):
         """Those on the way up, then those of the body."""
         return self.up.parameters + self.body.parameters
 
+    @property
+    def keeps_pieces_apart(self) -> bool:
+        """True: its parts do."""
+        return True
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return one shape less than came in.
 
@@ -109,7 +119,7 @@ class Up(Layer):
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
         """Return the layer at work."""
-        return UpModule(self.up.build(parameters, place), self.body.build(parameters, place))
+        return UpModule(self.up.at_work(parameters, place), self.body.at_work(parameters, place))
 
     def _joined(self, shapes: Shapes) -> Shapes:
         """Return the shape of the concatenation."""
@@ -166,6 +176,11 @@ class PassBy(Layer):
         """Those of the body."""
         return self.body.parameters
 
+    @property
+    def keeps_pieces_apart(self) -> bool:
+        """True: its parts do."""
+        return True
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return the body's output, and the skips as they came."""
         return (*self.body.output(shapes[:1]), *shapes[1:])
@@ -176,7 +191,7 @@ class PassBy(Layer):
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
         """Return the layer at work."""
-        return PassByModule(self.body.build(parameters, place))
+        return PassByModule(self.body.at_work(parameters, place))
 
 
 class PassByModule(Module):

@@ -21,21 +21,8 @@ from numpy.typing import NDArray
 
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
-from lepton_mpi.compress.reference import BLOCK_VALUES, decode_bf16, decode_int8, encode_bf16, encode_int8
-
-
-def part(whole: tuple[int, int], parts: int, index: int) -> tuple[int, int]:
-    """Return part `index` of `parts` of a range (start, stop), cut at multiples of the codec block. Local.
-
-    Parts get as equal numbers of blocks as can be; there may be none in it.
-    """
-    start, stop = whole
-    first, last = start // BLOCK_VALUES, -(-stop // BLOCK_VALUES)
-
-    def bound(i: int) -> int:
-        return min(max((first + (last - first) * i // parts) * BLOCK_VALUES, start), stop)
-
-    return bound(index), bound(index + 1)
+from lepton_mpi.compress.reference import decode_bf16, decode_int8, encode_bf16, encode_int8
+from lepton_mpi.parallel.ownership import part
 
 
 def reduce_nodes(nodes: Sequence[Sequence[NDArray[np.float32]]], mode: str, bounds: Sequence[int]) -> NDArray[np.float32]:
@@ -88,7 +75,7 @@ def _reduce_piece(sums: Sequence[NDArray[np.float32]], node: int, mode: str) -> 
 def _travel(x: NDArray[np.float32], mode: str) -> NDArray[np.float32]:
     """Return what is decoded at the other end."""
     if mode == "bf16":
-        return decode_bf16(encode_bf16(x))
+        return decode_bf16(encode_bf16(x), x.size)
     if mode == "int8":
         return decode_int8(encode_int8(x), x.size)
     return x

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lepton_mpi import native
@@ -10,10 +12,10 @@ from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.comm.reduction import sum_in_rank_order
 from lepton_mpi.compress.codec import make_codec
 from lepton_mpi.nn.parameter import ParameterLayout, ParameterSpec
+from lepton_mpi.parallel.extra_state import ExtraState
 from lepton_mpi.parallel.node_parameters import NodeParameters
+from lepton_mpi.parallel.ownership import BLOCK_VALUES, Ownership
 
-# Buckets begin at multiples of this many values, the longest codec block.
-_BLOCK = 256
 # How long to poll before sleeping where every rank has a core of its own: longer than a
 # wake-up by the kernel takes (about 50 us), shorter than anything a user would notice.
 _SPIN_S = 100e-6
@@ -26,7 +28,7 @@ def bucket_bounds(num_values: int, bucket_mib: float) -> list[int]:
         num_values: float32 values of the buffer.
         bucket_mib: size of a bucket in MiB, rounded to whole codec blocks.
     """
-    values = max(round(bucket_mib * 2**20 / 4 / _BLOCK), 1) * _BLOCK
+    values = max(round(bucket_mib * 2**20 / 4 / BLOCK_VALUES), 1) * BLOCK_VALUES
     return [*range(0, num_values, values), num_values] if num_values else [0]
 
 
@@ -46,26 +48,80 @@ class OwnedSlice:
     counts: bool
 
 
-class GradientExchange:
-    """Sum gradients over grid.data: directly in shared memory inside a node, in two phases between nodes."""
+class Exchange(ABC):
+    """Sum gradients over grid.data, and make what the owners of slices do with the sums visible to all.
+
+    A step is: `start_from` as gradients become complete, `finish`, the update of the owned slices, `publish`.
+
+    Attributes:
+        owned_slices: what this rank is to update.
+        outgoing: called with start and stop of a bucket before it starts, when this rank's gradient of it is complete, to change
+            that gradient in place; None: nothing is changed. A step sets it before its first bucket starts.
+        extra_states: state of the exchange that a checkpoint must hold.
+    """
+
+    owned_slices: tuple[OwnedSlice, ...]
+    outgoing: Callable[[int, int], None] | None = None
+    extra_states: tuple[ExtraState, ...] = ()
+
+    @abstractmethod
+    def start_from(self, offset: int) -> None:
+        """Start the buckets of weights that begin at or after an offset of the flat buffer; those must be complete. Local."""
+
+    @abstractmethod
+    @collective("grid.data")
+    def finish(self) -> None:
+        """Wait until the reduced gradients of the owned slices lie in the own gradient buffer.
+
+        Collective over grid.data.
+
+        Raises:
+            StallError: other ranks stayed away too long.
+        """
+
+    @abstractmethod
+    @collective("grid.data")
+    def publish(self) -> None:
+        """Make updated values visible to all ranks, and wait for theirs; those of other nodes come as fp32, whatever the codec.
+
+        Collective over grid.data.
+
+        Raises:
+            StallError: other ranks stayed away too long.
+        """
+
+    @property
+    @abstractmethod
+    def sent_nbytes(self) -> int:
+        """Bytes that this rank has sent to other nodes so far."""
+
+    @abstractmethod
+    @collective("grid.data")
+    def free(self) -> None:
+        """Give all communicators back.
+
+        Collective over grid.data.
+        """
+
+
+class GradientExchange(Exchange):
+    """Sum gradients directly in shared memory inside a node, in two phases between nodes."""
 
     @collective("grid.data")
-    def __init__(
-        self, grid: ProcessGrid, memory: NodeParameters, mode: str, bounds: list[int], timeout_s: float, spin: bool
-    ) -> None:
+    def __init__(self, grid: ProcessGrid, memory: NodeParameters, mode: str, timeout_s: float, spin: bool) -> None:
         """Set the exchange up.
 
         Collective over grid.data.
 
         Args:
             grid: the process grid.
-            memory: parameters of this rank.
+            memory: parameters of this rank, which say what it owns.
             mode: codec between nodes: exact, bf16 or int8.
-            bounds: see `bucket_bounds`; of the weights, without the running statistics.
             timeout_s: give up when nothing moves for this long.
             spin: poll a little before sleeping; only where ranks do not outnumber cores.
         """
-        self._bounds = bounds
+        self._grid = grid
+        self._bounds = bounds = memory.ownership.bounds
         self._memory = memory
         rank = grid.data_in_node.Get_rank()
         between_nodes = rank < grid.num_owners and grid.data_across.Get_size() > 1
@@ -80,21 +136,20 @@ class GradientExchange:
             bounds=bounds,
             timeout_s=timeout_s,
             spin_s=_SPIN_S if spin else 0.0,
+            own_pieces=memory.ownership.pieces_differ,
         )
         self._next_bucket = self._engine.num_buckets - 1
-        self._data = grid.data
         self._statistics = slice(memory.layout.statistics_start, memory.layout.num_values)
         self._own_grad = memory.grads[rank]
-        extents = [self._engine.owned(b) for b in range(self._engine.num_buckets)]
-        if rank == 0:  # every rank of the node knows their sums; one writes
-            extents.append((self._statistics.start, self._statistics.stop))
-        self.owned_slices = _cut_slices(memory.layout, extents, grid.is_first_data_node)
+        self.owned_slices = cut_slices(memory.layout, memory.ownership, grid.is_first_data_node)
 
     def start_from(self, offset: int) -> None:
         """Start the buckets of weights that begin at or after an offset of the flat buffer; those must be complete. Local."""
         while self._next_bucket >= 0 and self._bounds[self._next_bucket] >= offset:
             bucket = self._next_bucket
             self._memory.download_grad(self._bounds[bucket], self._bounds[bucket + 1])
+            if self.outgoing is not None:
+                self.outgoing(self._bounds[bucket], self._bounds[bucket + 1])
             self._engine.start(bucket)
             self._next_bucket -= 1
 
@@ -121,17 +176,18 @@ class GradientExchange:
         if self._statistics.start < self._statistics.stop:
             self._memory.download_grad(self._statistics.start, self._statistics.stop)
             own = self._own_grad[self._statistics]
-            own[...] = sum_in_rank_order(self._data, own)
+            own[...] = sum_in_rank_order(self._grid.data, own)
 
     @collective("grid.data")
     def publish(self) -> None:
-        """Make updated values visible to all ranks, and wait for theirs.
+        """Make updated values visible to all ranks, and wait for theirs; those of other nodes come as fp32, whatever the codec.
 
         Collective over grid.data.
 
         Raises:
             StallError: other ranks stayed away too long.
         """
+        self._memory.gather_values(self._grid)
         self._engine.publish()
         self._next_bucket = self._engine.num_buckets - 1
         self._memory.upload()
@@ -139,7 +195,7 @@ class GradientExchange:
     @property
     def sent_nbytes(self) -> int:
         """Bytes that this rank has sent to other nodes so far."""
-        return int(self._engine.stats["sent_nbytes"])
+        return int(self._engine.stats["sent_nbytes"]) + self._memory.sent_nbytes
 
     @collective("grid.data")
     def free(self) -> None:
@@ -150,12 +206,19 @@ class GradientExchange:
         self._peers.Free()
 
 
-def _cut_slices(layout: ParameterLayout, extents: list[tuple[int, int]], first_node: bool) -> tuple[OwnedSlice, ...]:
-    """Cut owned extents from parameter to parameter."""
+def cut_slices(layout: ParameterLayout, ownership: Ownership, first_node: bool) -> tuple[OwnedSlice, ...]:
+    """Return what a rank owns, cut from parameter to parameter. Local.
+
+    Args:
+        layout: where the parameters lie.
+        ownership: what the rank owns.
+        first_node: whether this node's copy counts of what all nodes hold alike.
+    """
     slices: list[OwnedSlice] = []
-    for low, high in extents:
+    for low, high in ownership.owned:
+        alone = ownership.pieces_differ and high <= layout.statistics_start
         for block, start in zip(layout.blocks, layout.offsets, strict=True):
             begin, end = max(low, start), min(high, start + block.size)
             if begin < end:
-                slices.append(OwnedSlice(begin, end, block.spec, block.is_primary and first_node))
+                slices.append(OwnedSlice(begin, end, block.spec, block.is_primary and (alone or first_node)))
     return tuple(slices)

@@ -11,10 +11,11 @@ from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.comm.waiting import wait
 from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
-from lepton_mpi.nn.place import Place
+from lepton_mpi.nn.place import Place, TakeGradients
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.ops.product import Precision
 from lepton_mpi.parallel.shard_moves import GatherFromShards, ReplicateToShards, SumOverShards
+from lepton_mpi.runtime.ranges import split_range
 
 
 @final
@@ -44,28 +45,38 @@ class GridPlace(Place):
         return self.cut.num_chunks(length, unit) if length else self.shards
 
     @collective("grid.data")
-    def gather_over_data(self, x: Any) -> Any:
-        """Return the 1-D arrays of all ranks of the data axis, in rank order.
+    def gather_over_data(self, x: Any, num_rows: int = 0) -> Any:
+        """Return the rows of all ranks of the data axis, in rank order.
 
         Collective over grid.data.
         """
         comm = self.grid.data
-        if comm.Get_size() == 1:
-            return x[None]
+        size = comm.Get_size()
+        if size == 1:
+            return x
         xp = array_module(x)
         own = np.ascontiguousarray(x if xp is np else xp.asnumpy(x))  # device arrays travel through host memory
-        rows = np.empty((comm.Get_size(), own.size), own.dtype)
-        wait(comm.Iallgather(own, rows), "the batch statistics")
+        shares = [split_range(num_rows or size, size, r) for r in range(size)]
+        rows = np.empty((num_rows or size, own.shape[1]), own.dtype)
+        counts = [(stop - start) * own.shape[1] for start, stop in shares]
+        wait(comm.Iallgatherv(own, (rows, counts)), "the batch statistics")
         return xp.asarray(rows)
 
 
-def place_on(grid: ProcessGrid, seed: int, precision: Precision) -> GridPlace:
-    """Return the place of this rank on a grid. Local."""
+def place_on(grid: ProcessGrid, seed: int, precision: Precision, chunks: int = 0, take: TakeGradients | None = None) -> GridPlace:
+    """Return the place of this rank on a grid. Local.
+
+    Args:
+        grid: the process grid.
+        seed, precision, chunks, take: see `Place`.
+    """
     return GridPlace(
         shards=grid.shape.shards,
         shard=grid.shard_index,
         is_first_data=grid.data_index == 0,
         seed=seed,
         precision=precision,
+        chunks=chunks,
+        take=take,
         grid=grid,
     )

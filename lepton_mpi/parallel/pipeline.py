@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +16,13 @@ from lepton_mpi.comm.waiting import wait
 from lepton_mpi.nn.layer import Shapes
 from lepton_mpi.nn.loss import Loss, LossResult
 from lepton_mpi.nn.module import Context
+from lepton_mpi.nn.piecewise import join, piece_rows
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.parallel.placement import StagePlan
-from lepton_mpi.parallel.schedule import Action, Kind, forward_only, one_forward_one_backward
-from lepton_mpi.parallel.stage import GradientReady, Stage
+from lepton_mpi.parallel.schedules.forward_only import ForwardOnly
+from lepton_mpi.parallel.schedules.registry import SCHEDULES
+from lepton_mpi.parallel.schedules.schedule import Action, Kind, PipelineShape, Schedule
+from lepton_mpi.parallel.stage import CompleteFrom, GradientObserver, Stage
 from lepton_mpi.runtime.mpi import MPI
 
 
@@ -33,6 +37,8 @@ class MicroBatches:
         labels: [b, ...] arrays on the last stage, else empty.
         num_global: samples of the whole batch.
         step: number of the training step, from 0.
+        pieces: rows of each piece of the only micro-batch, where layers keep pieces apart, see `Context`; None: they do not.
+        num_pieces: pieces of the whole batch.
     """
 
     sizes: Sequence[int]
@@ -41,103 +47,152 @@ class MicroBatches:
     labels: Sequence[Any]
     num_global: int
     step: int = 0
+    pieces: tuple[int, ...] | None = None
+    num_pieces: int = 0
 
 
 @dataclass(frozen=True)
 class LocalLoss:
-    """What the last stage found on this rank's samples: sums, as in `LossResult`."""
+    """What the last stage found on this rank's samples, see `LossResult`.
 
-    loss: float = 0.0
-    weight: float = 0.0
+    Attributes:
+        losses, weights: sums over each micro-batch, or over each piece of the only one.
+        num_correct, num_counted: sums over all.
+    """
+
+    losses: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
     num_correct: int = 0
     num_counted: int = 0
 
 
-class _Mail:
-    """Messages with the neighbouring stages. A micro-batch's activation and gradient have tags of their own.
+# What is in flight is kept by (micro-batch, chunk).
+_Key = tuple[int, int]
+# Receives that are posted before their turn, so that messages need not wait for this stage to look.
+_POSTED_AHEAD = 2
 
-    Activations of several arrays travel as several messages of one tag, which MPI keeps in order.
+
+class _Mail:
+    """Messages between virtual stages.
+
+    A message has the tag of the virtual stage and the direction that it belongs to. MPI keeps messages of one tag in order, and
+    schedules keep the micro-batches of one chunk in order, so each comes to whom it is for. Activations of several arrays travel
+    as several messages of one tag. Sends never block: their buffers are kept until they have left.
     """
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
-        self._pending: list[tuple[MPI.Request, Any]] = []
+        self._rank = comm.Get_rank()
+        self._sent: list[tuple[MPI.Request, Any]] = []
+        self._posted: dict[int, deque[list[tuple[MPI.Request, Any]]]] = defaultdict(deque)
+        self._local: dict[int, deque[Any]] = defaultdict(deque)
 
     def send(self, x: Any, to: int, tag: int) -> None:
-        """Start sending; the buffers are kept until `flush`. Local."""
+        """Start sending; to this very rank by handing over. Local."""
+        if to == self._rank:
+            self._local[tag].append(x)
+            return
         for array in x if isinstance(x, tuple) else (x,):
             host = np.ascontiguousarray(array if isinstance(array, np.ndarray) else array_module(array).asnumpy(array))
-            self._pending.append((self._comm.Isend(host, to, tag), host))
+            self._sent.append((self._comm.Isend(host, to, tag), host))
 
-    def receive(self, rows: int, shapes: Shapes, source: int, tag: int, like: Any) -> Any:
-        """Wait for a message."""
+    def post(self, rows: int, shapes: Shapes, source: int, tag: int) -> None:
+        """Start receiving. Local."""
+        if source != self._rank:
+            hosts = [np.empty((rows, *shape), np.float32) for shape in shapes]
+            self._posted[tag].append([(self._comm.Irecv(host, source, tag), host) for host in hosts])
+
+    def receive(self, source: int, tag: int, like: Any) -> Any:
+        """Wait for the message that was posted first of those of a tag."""
+        if source == self._rank:
+            return self._local[tag].popleft()
         arrays = []
-        for shape in shapes:
-            host = np.empty((rows, *shape), np.float32)
-            wait(self._comm.Irecv(host, source, tag), f"the message of stage {source}")
+        for request, host in self._posted[tag].popleft():
+            wait(request, f"the message of stage {source}")
             arrays.append(like.asarray(host))
         return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
+    def move(self) -> None:
+        """Give back the buffers of what has left; this is also when MPI gets to move long messages. Local."""
+        self._sent = [(request, host) for request, host in self._sent if not request.Test()]
+
     def flush(self) -> None:
         """Wait until all that was sent has left."""
-        for request, _ in self._pending:
+        for request, _ in self._sent:
             wait(request, "the next stage to receive")
-        self._pending.clear()
+        self._sent.clear()
 
 
 class Pipeline:
-    """Drive one stage through schedules, exchanging activations and gradients with its neighbours."""
+    """Drive the virtual stages of a rank through schedules, exchanging activations and gradients with the other stages.
 
-    def __init__(self, grid: ProcessGrid, stage: Stage, plan: StagePlan, xp: Any, pad_id: int | None = None) -> None:
+    Attributes:
+        layer_starts: see `StagePlan.layer_starts`.
+        schedule: the order of passes in training.
+    """
+
+    def __init__(
+        self,
+        grid: ProcessGrid,
+        stages: Sequence[Stage],
+        plan: StagePlan,
+        xp: Any,
+        pad_id: int | None = None,
+        schedule: Schedule = SCHEDULES["1f1b"],
+    ) -> None:
         """Make the executor.
 
         Args:
             grid: the process grid.
-            stage: this rank's layers.
-            plan: what they are; tells what is received from the stages before and after.
+            stages: this rank's virtual stages.
+            plan: what they are; tells what is received from those before and after.
             xp: module of the arrays, numpy or cupy.
             pad_id: see `ModelSpec.pad_id`; all stages need the inputs then.
+            schedule: the order of passes in training.
         """
         self._grid = grid
-        self._stage = stage
-        self._in_shapes = plan.in_shapes
-        self._out_shapes = plan.out_shapes
+        self._stages = tuple(stages)
+        self.layer_starts = plan.layer_starts
+        self.schedule = schedule
+        self._ends = tuple((virtual.in_shapes, virtual.out_shapes) for virtual in plan.virtual_stages)
         self._xp = xp
         self._pad_id = pad_id
 
-    def with_shapes(self, in_shapes: Shapes, out_shapes: Shapes) -> Pipeline:
+    def with_shapes(self, ends: Sequence[tuple[Shapes, Shapes]]) -> Pipeline:
         """Return an executor of the same layers for samples of another shape. Local.
 
         Args:
-            in_shapes, out_shapes: what is received from the stages before and after, see `stage_shapes`.
+            ends: what enters and leaves each virtual stage, see `stage_shapes`.
         """
         other = copy(self)
-        other._in_shapes, other._out_shapes = in_shapes, out_shapes
+        other._ends = tuple(ends)
         return other
 
+    def shape(self, micro_batches: int) -> PipelineShape:
+        """Return the sizes that a schedule needs to know. Local."""
+        return PipelineShape(self._grid.shape.stages, micro_batches, len(self._stages))
+
     @collective("grid.model")
-    def train(self, batch: MicroBatches, loss: Loss, factor: float, ready: GradientReady) -> LocalLoss:
+    def train(self, batch: MicroBatches, loss: Loss, factor: float, observer: GradientObserver) -> LocalLoss:
         """Run forward and backward over all micro-batches; gradients add up in the parameters.
 
         Collective over grid.model.
 
         Args:
-            batch: this data rank's part of the batch.
+            batch: this data rank's part of the batch, of as many micro-batches on all ranks of grid.model.
             loss: the end of the model.
             factor: factor of the gradient.
-            ready: told from where on the flat gradient buffer is complete, falling.
+            observer: told of every layer and micro-batch whose gradient was added; `CompleteFrom` starts an exchange.
 
         Returns:
             What the last stage found; zeros on other stages.
         """
-        num = len(batch.sizes)
-        schedule = one_forward_one_backward(self._grid.stage_index, self._grid.shape.stages, num)
-        step = _Step(self, batch, loss, factor, ready)
-        step.run(schedule)
+        step = _Step(self, batch, loss, factor, observer)
+        step.run(self.schedule)
         found = step.found
         return LocalLoss(
-            sum(result.loss for result in found),
-            sum(result.weight for result in found),
+            tuple(result.loss for result in found),
+            tuple(result.weight for result in found),
             sum(result.num_correct for result in found),
             sum(result.num_counted for result in found),
         )
@@ -154,78 +209,101 @@ class Pipeline:
         Returns:
             Outputs [b, ...] of every micro-batch on the last stage; empty list elsewhere.
         """
-        step = _Step(self, batch, None, 0.0, lambda offset: None)
-        step.run(forward_only(self._grid.stage_index, self._grid.shape.stages, len(batch.sizes)))
+        step = _Step(self, batch, None, 0.0, CompleteFrom((), 0, lambda offset: None))
+        step.run(ForwardOnly())
         return step.outputs if self._grid.is_last_stage else []
 
 
 class _Step:
     """The state of one pass: what is in flight."""
 
-    def __init__(self, pipeline: Pipeline, batch: MicroBatches, loss: Loss | None, factor: float, ready: GradientReady) -> None:
-        self._grid = pipeline._grid
-        self._stage = pipeline._stage
-        self._in_shapes = pipeline._in_shapes
-        self._out_shapes = pipeline._out_shapes
+    def __init__(
+        self, pipeline: Pipeline, batch: MicroBatches, loss: Loss | None, factor: float, observer: GradientObserver
+    ) -> None:
+        self._stage = pipeline._grid.stage_index
+        self._shape = pipeline.shape(len(batch.sizes))
+        self._layers = pipeline._stages
+        self._ends = pipeline._ends
         self._xp = pipeline._xp
         self._pad_id = pipeline._pad_id
         self._batch = batch
         self._loss = loss
         self._factor = factor
-        self._ready = ready
-        self._mail = _Mail(self._grid.stage)
-        self._activations: dict[int, Any] = {}
-        self._saved: dict[int, Any] = {}
-        self._gradients: dict[int, Any] = {}
-        self._pending: dict[int, Any] = {}
+        self._observer = observer
+        self._mail = _Mail(pipeline._grid.stage)
+        self._activations: dict[_Key, Any] = {}
+        self._saved: dict[_Key, Any] = {}
+        self._gradients: dict[_Key, Any] = {}
+        self._pending: dict[_Key, Any] = {}
         self.outputs: list[Any] = []
         self.found: list[LossResult] = []
 
-    def run(self, schedule: Iterable[Action]) -> None:
+    def run(self, schedule: Schedule) -> None:
         """Do all actions of a schedule, then wait until all that was sent has left."""
-        for action in schedule:
-            self._act(action.kind, action.micro_batch)
+        actions = list(schedule.actions(self._stage, self._shape))
+        receives = deque(a for a in actions if a.kind in (Kind.RECEIVE_ACTIVATION, Kind.RECEIVE_GRADIENT))
+        self._post(receives, _POSTED_AHEAD)
+        for action in actions:
+            self._act(action)
+            self._mail.move()
+            if action.kind in (Kind.RECEIVE_ACTIVATION, Kind.RECEIVE_GRADIENT):
+                self._post(receives, 1)
         self._mail.flush()
 
-    def _act(self, kind: Kind, m: int) -> None:
-        before, after = self._grid.stage_index - 1, self._grid.stage_index + 1
-        rows = self._batch.sizes[m]
+    def _post(self, receives: deque[Action], num: int) -> None:
+        """Start the next receives of a schedule."""
+        for _ in range(min(num, len(receives))):
+            kind, m, c = receives.popleft()
+            shapes = self._ends[c][0 if kind is Kind.RECEIVE_ACTIVATION else 1]
+            self._mail.post(self._batch.sizes[m], shapes, *self._address(kind, c))
+
+    def _address(self, kind: Kind, chunk: int) -> tuple[int, int]:
+        """Return the stage on the other side of a message, and the tag: that of the later virtual stage, and the direction."""
+        own = chunk * self._shape.stages + self._stage
+        later = own if kind in (Kind.RECEIVE_ACTIVATION, Kind.SEND_GRADIENT) else own + 1
+        other = later - 1 if later == own else later
+        return other % self._shape.stages, 2 * later + (kind in (Kind.SEND_GRADIENT, Kind.RECEIVE_GRADIENT))
+
+    def _act(self, action: Action) -> None:
+        kind, m, c = action
+        at, stage = (m, c), self._layers[c]
         if kind is Kind.RECEIVE_ACTIVATION:
-            self._activations[m] = self._mail.receive(rows, self._in_shapes, before, 2 * m, self._xp)
+            self._activations[at] = self._mail.receive(*self._address(kind, c), self._xp)
         elif kind is Kind.FORWARD:
-            x = self._batch.inputs[m] if self._grid.is_first_stage else self._activations.pop(m)
-            self._activations[m], self._saved[m] = self._stage.forward(x, self._context(m))
-            if self._grid.is_last_stage:
-                self._end(m)
+            self._forward(at, stage)
         elif kind is Kind.SEND_ACTIVATION:
-            self._mail.send(self._activations.pop(m), after, 2 * m)
+            self._mail.send(self._activations.pop(at), *self._address(kind, c))
         elif kind is Kind.RECEIVE_GRADIENT:
-            self._gradients[m] = self._mail.receive(rows, self._out_shapes, after, 2 * m + 1, self._xp)
+            self._gradients[at] = self._mail.receive(*self._address(kind, c), self._xp)
         elif kind is Kind.BACKWARD_INPUT:
-            dy, saved = self._gradients.pop(m), self._saved.pop(m)
-            self._gradients[m], self._pending[m] = self._stage.backward_input(dy, saved)
+            self._gradients[at], self._pending[at] = stage.backward_input(self._gradients.pop(at), self._saved.pop(at))
         elif kind is Kind.SEND_GRADIENT:
-            self._mail.send(self._gradients.pop(m), before, 2 * m + 1)
+            self._mail.send(self._gradients.pop(at), *self._address(kind, c))
         elif kind is Kind.BACKWARD_WEIGHT:
-            self._stage.backward_weight(self._pending.pop(m), self._tell(m))
+            stage.backward_weight(self._pending.pop(at), self._observer, m)
         else:
-            self._stage.backward(self._gradients.pop(m), self._saved.pop(m), self._tell(m))
+            stage.backward(self._gradients.pop(at), self._saved.pop(at), self._observer, m)
+
+    def _forward(self, at: _Key, stage: Stage) -> None:
+        m, c = at
+        virtual = c * self._shape.stages + self._stage
+        x = self._batch.inputs[m] if virtual == 0 else self._activations.pop(at)
+        y, saved = stage.forward(x, self._context(m))
+        if self._loss is not None:
+            self._saved[at] = saved
+        if virtual < self._shape.virtual_stages - 1:
+            self._activations[at] = y
+        elif self._loss is None:
+            self.outputs.append(y)
+        else:
+            labels = self._batch.labels[m] if self._batch.labels else None
+            pieces = (slice(None),) if self._batch.pieces is None else piece_rows(self._batch.pieces)
+            results = [self._loss(y[rows], None if labels is None else labels[rows], self._factor) for rows in pieces]
+            self._gradients[at] = join([result.gradient for result in results])
+            self.found += [replace(result, gradient=None) for result in results]
 
     def _context(self, m: int) -> Context:
         batch = self._batch
         mask = None if self._pad_id is None else batch.inputs[m] != self._pad_id
-        return Context(self._loss is not None, batch.step, batch.first_rows[m], batch.num_global, mask)
-
-    def _end(self, m: int) -> None:
-        """Take the output of the model: its loss and gradient, or keep it where nothing is trained."""
-        output = self._activations.pop(m)
-        if self._loss is None:
-            self.outputs.append(output)
-            return
-        result = self._loss(output, self._batch.labels[m] if self._batch.labels else None, self._factor)
-        self._gradients[m] = result.gradient
-        self.found.append(replace(result, gradient=None))
-
-    def _tell(self, m: int) -> GradientReady:
-        """Tell of gradients only after the last micro-batch: only then they are complete."""
-        return self._ready if m == len(self._batch.sizes) - 1 else lambda offset: None
+        training = self._loss is not None
+        return Context(training, batch.step, batch.first_rows[m], batch.num_global, mask, batch.pieces, batch.num_pieces)

@@ -12,7 +12,7 @@ from lepton_mpi.nn.parameter import ParameterBlock, ParameterLayout, ParameterSp
 from lepton_mpi.runtime.ranges import ShardCut
 
 
-def balance_stages(costs: Sequence[int], stages: int) -> tuple[tuple[int, int], ...]:
+def balance_stages(costs: Sequence[float], stages: int) -> tuple[tuple[int, int], ...]:
     """Cut a list of layers into runs whose dearest one is as cheap as possible. Local.
 
     Args:
@@ -23,7 +23,7 @@ def balance_stages(costs: Sequence[int], stages: int) -> tuple[tuple[int, int], 
         (first, last + 1) of each run. Among equals, earlier stages get fewer layers.
     """
     num = len(costs)
-    prefix = [0]
+    prefix = [0.0]
     for cost in costs:
         prefix.append(prefix[-1] + cost)
     # best[s][i]: least maximal cost of the first i layers in s runs; cut[s][i]: where its last run begins.
@@ -45,28 +45,68 @@ def balance_stages(costs: Sequence[int], stages: int) -> tuple[tuple[int, int], 
     return tuple(pairwise(bounds))
 
 
+# A model cut into virtual stages: (first, last + 1) layer of each. Number v is on stage v % stages.
+Division = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class VirtualStage:
+    """A run of layers that a stage holds.
+
+    Attributes:
+        layers: its layers.
+        in_shapes, out_shapes: shapes of a sample's arrays that enter and leave this rank's part of it.
+    """
+
+    layers: tuple[Layer, ...]
+    in_shapes: Shapes
+    out_shapes: Shapes
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """What one (stage, shard) of the grid holds.
 
     Attributes:
-        layers: its layers.
+        virtual_stages: its runs of layers, in the order of the model; one, but with the interleaved schedule.
         layout: its blocks of parameters and where they lie: first those that other stages hold too, whose gradients are
             complete last; then the others, layer after layer; then running statistics.
         layer_starts: where in the flat buffer the blocks begin that are complete once the layers from each one on are done.
         shared: indices of the blocks that other stages hold too, and which stages those are, this one included.
-        in_shapes, out_shapes: shapes of a sample's arrays that enter and leave this rank's part.
     """
 
-    layers: tuple[Layer, ...]
+    virtual_stages: tuple[VirtualStage, ...]
     layout: ParameterLayout
     layer_starts: tuple[int, ...]
     shared: tuple[tuple[int, tuple[int, ...]], ...]
-    in_shapes: Shapes
-    out_shapes: Shapes
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers of all its runs, in order."""
+        return tuple(layer for virtual in self.virtual_stages for layer in virtual.layers)
 
 
-def plan_stage(model: ModelSpec, stages: int, shards: int, stage: int, shard: int, chunks: int = 0) -> StagePlan:
+def divide_model(model: ModelSpec, stages: int, virtual_stages: int = 1, costs: Sequence[float] | None = None) -> Division:
+    """Cut a model into virtual stages as equal in cost as can be. Local, pure.
+
+    Args:
+        model: the model.
+        stages: pipeline stages.
+        virtual_stages: runs of layers that each stage holds.
+        costs: cost of each layer; None: as the layers estimate it.
+    """
+    return balance_stages(model.costs if costs is None else costs, stages * virtual_stages)
+
+
+def plan_stage(
+    model: ModelSpec,
+    stages: int,
+    shards: int,
+    stage: int,
+    shard: int,
+    chunks: int = 0,
+    division: Division | None = None,
+) -> StagePlan:
     """Return what a place of the grid holds. Local; every rank can ask for every place.
 
     Args:
@@ -74,38 +114,45 @@ def plan_stage(model: ModelSpec, stages: int, shards: int, stage: int, shard: in
         stages, shards: sizes of the grid.
         stage, shard: the place.
         chunks: see `ShardCut`.
+        division: see `divide_model`; None: one run of layers a stage, by estimated costs.
     """
     cut = ShardCut(shards, chunks)
-    runs = balance_stages(model.costs, stages)
-    first, last = runs[stage]
-    layers = model.layers[first:last]
-    holders = _holders(model, runs)
+    division = division or divide_model(model, stages)
+    runs = division[stage::stages]
+    layers = tuple(layer for first, last in runs for layer in model.layers[first:last])
+    holders = _holders(model, division, stages)
     own = {spec.name: spec for layer in layers for spec in layer.parameters}
     shared = [spec for spec in own.values() if len(holders[spec.name]) > 1]
     private = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "weight"]
     statistics = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "statistic"]
     weights = [_cut(spec, cut, shard, stage == holders[spec.name][0]) for spec in [*shared, *private]]
     layout = ParameterLayout(weights, [cut_parameter(spec, shards, shard, chunks) for spec in statistics])
-    in_shapes, out_shapes = _ends(model, runs[stage], cut, shard)
     return StagePlan(
-        layers,
+        tuple(VirtualStage(model.layers[first:last], *_ends(model, (first, last), cut, shard)) for first, last in runs),
         layout,
         _layer_starts(layers, layout, {spec.name for spec in private}),
         tuple((index, holders[spec.name]) for index, spec in enumerate(shared)),
-        in_shapes,
-        out_shapes,
     )
 
 
 def stage_shapes(
-    model: ModelSpec, stages: int, shards: int, stage: int, shard: int, input_shape: tuple[int, ...], chunks: int = 0
-) -> tuple[Shapes, Shapes]:
-    """Return what enters and leaves a place of the grid, as `StagePlan` has it, for samples of another shape. Local.
+    model: ModelSpec,
+    stages: int,
+    shards: int,
+    stage: int,
+    shard: int,
+    input_shape: tuple[int, ...],
+    chunks: int = 0,
+    division: Division | None = None,
+) -> tuple[tuple[Shapes, Shapes], ...]:
+    """Return what enters and leaves the runs of a place of the grid, as `VirtualStage` has it, for samples of another shape. Local.
 
     Raises:
         ConfigError: the model cannot take such samples.
     """
-    return _ends(model.for_samples(input_shape), balance_stages(model.costs, stages)[stage], ShardCut(shards, chunks), shard)
+    asked, cut = model.for_samples(input_shape), ShardCut(shards, chunks)
+    division = division or divide_model(model, stages)
+    return tuple(_ends(asked, run, cut, shard) for run in division[stage::stages])
 
 
 def _ends(model: ModelSpec, run: tuple[int, int], cut: ShardCut, shard: int) -> tuple[Shapes, Shapes]:
@@ -117,13 +164,13 @@ def _ends(model: ModelSpec, run: tuple[int, int], cut: ShardCut, shard: int) -> 
     )
 
 
-def _holders(model: ModelSpec, runs: Sequence[tuple[int, int]]) -> dict[str, tuple[int, ...]]:
-    """Return which stages hold each parameter, the first of which answers for it."""
-    found: dict[str, tuple[int, ...]] = {}
-    for stage, (first, last) in enumerate(runs):
+def _holders(model: ModelSpec, division: Division, stages: int) -> dict[str, tuple[int, ...]]:
+    """Return which stages hold each parameter, in order; the first of them answers for it."""
+    found: dict[str, set[int]] = {}
+    for number, (first, last) in enumerate(division):
         for name in {spec.name for layer in model.layers[first:last] for spec in layer.parameters}:
-            found[name] = (*found.get(name, ()), stage)
-    return found
+            found.setdefault(name, set()).add(number % stages)
+    return {name: tuple(sorted(holders)) for name, holders in found.items()}
 
 
 def _cut(spec: ParameterSpec, cut: ShardCut, shard: int, answers: bool) -> ParameterBlock:

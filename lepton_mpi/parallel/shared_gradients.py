@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.comm.waiting import wait
-from lepton_mpi.nn.parameter import Parameter
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.parallel.placement import StagePlan
 from lepton_mpi.runtime.mpi import MPI
@@ -25,10 +25,16 @@ class SharedGradients:
     Each holder then has the same sum, to the bit, and so the copies stay equal through every update.
     """
 
-    def __init__(self, grid: ProcessGrid, plan: StagePlan, parameters: tuple[Parameter, ...]) -> None:
-        """Note which parameters are shared with whom. Local."""
+    def __init__(self, grid: ProcessGrid, plan: StagePlan, gradients: Sequence[Any]) -> None:
+        """Note which parameters are shared with whom. Local.
+
+        Args:
+            grid: the process grid.
+            plan: what this rank holds.
+            gradients: arrays with the gradient of each block of the plan's layout.
+        """
         self._stage = grid.stage
-        self._shared = [(parameters[index], stages) for index, stages in plan.shared]
+        self._shared = [(gradients[index], stages) for index, stages in plan.shared]
 
     @collective("grid.stage")
     def add_up(self) -> None:
@@ -37,9 +43,9 @@ class SharedGradients:
         Collective over grid.stage, after the backward pass.
         """
         own = self._stage.Get_rank()
-        for number, (parameter, stages) in enumerate(self._shared):
-            xp = array_module(parameter.grad)
-            mine = np.ascontiguousarray(parameter.grad if xp is np else xp.asnumpy(parameter.grad))
+        for number, (gradient, stages) in enumerate(self._shared):
+            xp = array_module(gradient)
+            mine = np.ascontiguousarray(gradient if xp is np else xp.asnumpy(gradient))
             parts: dict[int, NDArray[Any]] = {own: mine}
             requests: list[MPI.Request] = []
             for stage in stages:
@@ -52,4 +58,4 @@ class SharedGradients:
             total = parts[stages[0]].copy()
             for stage in stages[1:]:
                 total += parts[stage]
-            parameter.grad[...] = xp.asarray(total)
+            gradient[...] = xp.asarray(total)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import platform
+import sys
 import time
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Final, final
 
@@ -74,14 +76,24 @@ def start_logging(rank: int, size: int, folder: Path | None, level: str = "INFO"
 
 
 @final
-class _RankFile(logging.FileHandler):
-    """A log file that, unlike FileHandler, does not stop the caller when its late opening fails."""
+class _RankFile(WatchedFileHandler):
+    """A log file that is made anew when it was deleted, and never stops the caller: a full disk costs lines, no run."""
+
+    _has_failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
         except OSError:
             self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            sys.stderr.write(f"lepton_mpi: the log {self.baseFilename} cannot be written: {error.strerror}\n")
 
 
 def _open_file(path: Path, delay: bool) -> logging.FileHandler:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import final
+
+_TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.tmp", re.ASCII)
 
 
 @final
@@ -60,6 +64,35 @@ class WholeFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def remove_leftovers(folder: Path) -> list[Path]:
+    """Delete the temporary files that killed jobs left in a folder, and return them.
+
+    Local. Only for the one rank of the one job that owns the folder, which need not be there.
+    """
+    leftovers = [path for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name) and path.is_file()]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return leftovers
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where it is missing, those above it too, and force their names to the disk.
+
+    Local. What is forced to the disk below a folder is lost all the same where the folder's own name is not on it. That of an
+    old folder is forced too: a job that was killed may have made it just before. Where the folder above may not be read, it
+    cannot be.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    path = path.absolute()
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in (path, *made):
+        with contextlib.suppress(PermissionError):
+            sync(folder.parent)
 
 
 def sync(path: Path) -> None:

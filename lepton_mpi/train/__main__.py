@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from lepton_mpi.comm.agreement import do_on_root
+from lepton_mpi.comm.strict_calls import watched
 from lepton_mpi.config.command_line import Arguments, parse_arguments
 from lepton_mpi.config.help_text import format_help
 from lepton_mpi.config.toml_file import format_toml
@@ -33,6 +34,7 @@ def main(argv: Sequence[str], program: str = "python -m lepton_mpi.train") -> in
 
 
 def _main(argv: Sequence[str], program: str, world: MPI.Intracomm, report: FailureReport) -> int:
+    world = watched(world, "the world")
     arguments = _read_arguments(argv, world)
     if arguments.help or arguments.print_config:
         if world.Get_rank() == 0:

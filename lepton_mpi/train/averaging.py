@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lepton_mpi.comm.contract import collective
-from lepton_mpi.runtime.ranges import split_range
 from lepton_mpi.train.network import Network
 
 # Name of the array among the optimizer's.
@@ -23,21 +22,21 @@ def start_average(network: Network) -> None:
 
     Collective over grid.node.
     """
-    average = network.memory.slots.get(EMA_SLOT)
+    memory = network.memory
+    average = memory.slots.get(EMA_SLOT)
     if average is None:
         return
-    ranks = network.grid.data_in_node
-    first, last = split_range(average.size, ranks.Get_size(), ranks.Get_rank())
-    average[first:last] = network.memory.values[first:last]
+    for start, stop in memory.ownership.owned:
+        average[memory.slot_range(start, stop)] = memory.values[start:stop]
     network.grid.node.Barrier()
 
 
 @contextmanager
-@collective("grid.node")
+@collective("grid.world")
 def averaged_weights(network: Network) -> Iterator[None]:
     """Put the averaged weights in the place of the others for a while, where an average is kept.
 
-    Collective over grid.node, at both ends. Between them nobody may train.
+    Collective over grid.world, at both ends. Between them nobody may train.
     """
     if EMA_SLOT not in network.memory.slots:
         yield
@@ -49,14 +48,17 @@ def averaged_weights(network: Network) -> Iterator[None]:
         _swap(network)
 
 
-@collective("grid.node")
+@collective("grid.world")
 def _swap(network: Network) -> None:
-    """Exchange the two arrays. Collective over grid.node."""
-    memory, ranks = network.memory, network.grid.data_in_node
-    first, last = split_range(memory.values.size, ranks.Get_size(), ranks.Get_rank())
-    network.grid.node.Barrier()  # nobody still reads the old ones
-    kept = memory.values[first:last].copy()
-    memory.values[first:last] = memory.slots[EMA_SLOT][first:last]
-    memory.slots[EMA_SLOT][first:last] = kept
-    network.grid.node.Barrier()  # all parts are in place
+    """Exchange the two arrays. Collective over grid.world. Nodes that keep a part of the average each give it to the others."""
+    memory, node = network.memory, network.grid.node
+    average = memory.slots[EMA_SLOT]
+    node.Barrier()  # nobody still reads the old ones
+    for start, stop in memory.ownership.owned:
+        here = memory.slot_range(start, stop)
+        kept = memory.values[start:stop].copy()
+        memory.values[start:stop] = average[here]
+        average[here] = kept
+    memory.gather_values(network.grid)
+    node.Barrier()  # all parts are in place
     memory.upload()

@@ -7,6 +7,8 @@ import math
 import socket
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +16,14 @@ from pathlib import Path
 import lepton_mpi
 from lepton_mpi.checkpoint.commit import list_checkpoints, remove_unfinished
 from lepton_mpi.checkpoint.drivers import choose_driver
+from lepton_mpi.checkpoint.folder_lock import FolderLock
 from lepton_mpi.checkpoint.resume import find_resumable
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import Config
 from lepton_mpi.config.toml_file import format_toml
 from lepton_mpi.data.splits import open_datasets
-from lepton_mpi.errors import ConfigError
+from lepton_mpi.errors import ConfigError, LeptonError
 from lepton_mpi.monitor.banner import BannerFacts, format_banner
 from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.monitor.progress import Progress, choose_progress
@@ -31,6 +34,7 @@ from lepton_mpi.runtime.failure import FailureReport, PeerWatch, failure_path
 from lepton_mpi.runtime.logs import start_logging
 from lepton_mpi.runtime.mpi import MPI, mpi_library
 from lepton_mpi.runtime.stop_signals import StopSignals
+from lepton_mpi.runtime.whole_file import remove_leftovers
 from lepton_mpi.train.averaging import start_average
 from lepton_mpi.train.loop import EpochMetrics, Outcome, Watcher, train
 from lepton_mpi.train.objective import data_needs
@@ -38,6 +42,9 @@ from lepton_mpi.train.resume import load
 from lepton_mpi.train.run import Run, build_run
 from lepton_mpi.train.state import TrainState
 from lepton_mpi.train.step import StepMetrics
+
+# Folder of a run for the model of its best evaluation.
+_BEST = "best"
 
 _log = logging.getLogger(__name__)
 
@@ -61,14 +68,15 @@ def run_training(comm: MPI.Intracomm, config: Config, num_threads: int, report: 
     with StopSignals() as stop:
         splits = open_datasets(config.data, comm, data_needs(config.model))
         run = build_run(comm, config, splits)
-        path = _open_folder(comm, config)
+        path, lock = _open_folder(comm, config)
         report.set_folder(path)
         folder = RunFolder(path) if comm.Get_rank() == 0 else None
         with (
+            lock or nullcontext(),
             start_logging(comm.Get_rank(), comm.Get_size(), path, config.run.log_level),
             PeerWatch(run.network.grid.node, comm.Get_rank(), report),
         ):
-            view = _View(config, folder, report)
+            view = _View(config, folder, lock, report)
             try:
                 code = _train(comm, run, path, folder, view, num_threads, stop, begin)
             except BaseException:
@@ -95,9 +103,10 @@ def _train(
     """Resume, train, and write the summary. Collective over comm."""
     checkpoints = path / "checkpoints"
     state = TrainState()
-    newest = find_resumable(comm, checkpoints, _log)
+    distrusted: list[str] = []
+    newest = find_resumable(comm, checkpoints, _log, distrusted)
     if newest is not None:
-        state, _ = load(run.network, newest)
+        state, _ = load(run.network, newest, extras=run.extras)
     elif run.config.model.init:
         from lepton_mpi.train.initial_weights import load_weights  # brings the layers of all families that others know
 
@@ -107,15 +116,16 @@ def _train(
     driver = choose_driver(comm, run.config.checkpoint.driver)
     if folder is not None:
         folder.truncate_metrics(state.step)
-        folder.write_config(format_toml(_resolved(run)))
+        config = format_toml(_resolved(run))
+        folder.write_config(config)
         if not folder.is_finished(run.training.num_steps):
             begun = Outcome(state, False, False, math.nan, None, 0.0, 0.0, 0.0)
             folder.write_summary(_summary(run, begun, "running", "", 0.0))  # what a killed job leaves
-        view.begin(_banner(run, path, num_threads, num_hosts, driver), state, run.training.num_steps, newest)
+        view.begin(_banner(run, path, num_threads, num_hosts, driver), config, state, run.training.num_steps, newest)
     ready_s = time.monotonic() - begin
     _log.info("starting at step %d of %d, ready after %.2f s", state.step, run.training.num_steps, ready_s)
-    best = path / "best" if run.config.checkpoint.keep_best else None
-    outcome = train(run, state, checkpoints, lambda: bool(stop.requested), view, best)
+    best = path / _BEST if run.config.checkpoint.keep_best else None
+    outcome = train(run, state, checkpoints, lambda: bool(stop.requested), view, best, distrusted)
     digest = run.network.weights.sha256()
     if folder is not None:
         status: Status = "interrupted" if outcome.stopped else "finished"
@@ -129,8 +139,10 @@ def _train(
 class _View(Watcher):
     """Shows a run on rank 0 and writes its metrics; on other ranks it only notes the step for messages."""
 
-    def __init__(self, config: Config, folder: RunFolder | None, report: FailureReport) -> None:
-        self._folder = folder
+    def __init__(self, config: Config, folder: RunFolder | None, lock: FolderLock | None, report: FailureReport) -> None:
+        self._folder, self._lock = folder, lock
+        self._config_text = ""
+        self._has_lost_metrics = False
         self._report = report
         kind = config.run.progress if folder is not None else "off"
         self._progress: Progress = choose_progress(kind, sys.stdout, config.run.progress_every_s)
@@ -139,9 +151,9 @@ class _View(Watcher):
         self._first_step = True
         self._begun = False
 
-    def begin(self, banner: str, state: TrainState, num_steps: int, resumed: Path | None) -> None:
-        """Show what the run is."""
-        self._begun, self._state = True, state
+    def begin(self, banner: str, config: str, state: TrainState, num_steps: int, resumed: Path | None) -> None:
+        """Show what the run is, and note its resolved configuration."""
+        self._begun, self._state, self._config_text = True, state, config
         self._say(banner.rstrip("\n"))
         if resumed is not None:
             done = " (nothing left to do)" if state.step >= num_steps else ""
@@ -157,7 +169,7 @@ class _View(Watcher):
             _log.info("first step done")
             self._first_step = False
         self._progress.update(state.step, metrics.loss, samples_per_second)
-        self._folder.append_metrics(
+        self._append(
             {
                 "step": state.step,
                 "epoch": state.epoch,
@@ -175,7 +187,7 @@ class _View(Watcher):
         if self._folder is None:
             return
         values = {f"test_{name}": value for name, value in found.values.items()}
-        self._folder.append_metrics({"step": state.step, "epoch": state.epoch, **values})
+        self._append({"step": state.step, "epoch": state.epoch, **values})
         if state.position:  # else the epoch has a line of its own
             name, value = found.main
             self._progress.note(f"step {state.step}: test {name} {value:.4f}")
@@ -186,8 +198,34 @@ class _View(Watcher):
             return
         self._progress.note(metrics.describe())
 
-    def checkpoint_done(self, path: Path) -> None:
-        """Keep quiet; the log has it."""
+    def _append(self, record: Mapping[str, object]) -> None:
+        """Write a line of metrics; where the disk is full training goes on without."""
+        assert self._folder is not None
+        try:
+            self._folder.append_metrics(record)
+        except LeptonError as error:
+            if not self._has_lost_metrics:
+                self._has_lost_metrics = True
+                self._warn(f"{error}; training goes on, lines of metrics are missing from step {record['step']} on")
+
+    def before_checkpoint(self, root: Path) -> None:
+        """Make the folder anew if it was deleted, and see that it is still this job's."""
+        if self._folder is None or self._lock is None:
+            return
+        if self._folder.restore():
+            self._folder.write_config(self._config_text)
+            self._warn(f"the run folder {self._folder.path} was deleted or emptied while training; it was made anew")
+        self._lock.renew()
+
+    def checkpoint_failed(self, message: str) -> None:
+        """Say it where people look."""
+        if self._folder is not None:
+            self._progress.note(f"warning: {message}")  # the log has it already
+
+    def _warn(self, message: str) -> None:
+        """Say one line on standard output and in the log."""
+        _log.warning("%s", message)
+        self._progress.note(f"warning: {message}")
 
     def end(self, summary: Summary, path: Path, signal: str) -> None:
         """Show the result."""
@@ -232,26 +270,43 @@ class _View(Watcher):
 
 
 @collective("comm")
-def _open_folder(comm: MPI.Intracomm, config: Config) -> Path:
-    """Choose and make the run folder on rank 0, for all. Collective over comm.
+def _open_folder(comm: MPI.Intracomm, config: Config) -> tuple[Path, FolderLock | None]:
+    """Choose, make and lock the run folder on rank 0, for all, and return it, with the lock on rank 0.
+
+    Collective over comm.
 
     Raises:
-        ConfigError: the folder cannot be made, or must not be resumed; on all ranks alike.
+        ConfigError: the folder cannot be made, is in use, or must not be resumed; on all ranks alike.
     """
-    return do_on_root(comm, lambda: _make_folder(config))
+    locks: list[FolderLock] = []
+
+    def make() -> Path:
+        path = _choose_folder(config)
+        RunFolder(path).close()
+        lock = FolderLock(path)
+        try:
+            _clean_folder(path, config)
+        except BaseException:
+            lock.release()
+            raise
+        locks.append(lock)
+        return path
+
+    path = do_on_root(comm, make)
+    return path, locks[0] if locks else None
 
 
-def _make_folder(config: Config) -> Path:
-    path = _choose_folder(config)
-    RunFolder(path).close()
+def _clean_folder(path: Path, config: Config) -> None:
+    """Remove what killed jobs left, in a folder that may be resumed. Local."""
     if config.run.fresh and list_checkpoints(path / "checkpoints"):
         raise ConfigError(
             f"run.fresh: the run folder {path} already holds checkpoints and would be resumed: name another run.dir, "
             "or move the folder away"
         )
-    remove_unfinished(path / "checkpoints")
+    for folder in (path, path / _BEST):
+        remove_unfinished(folder / "checkpoints")
+        remove_leftovers(folder)
     failure_path(path).unlink(missing_ok=True)  # of an earlier run in this folder
-    return path
 
 
 def _choose_folder(config: Config) -> Path:
@@ -273,6 +328,8 @@ def _resolved(run: Run) -> Config:
 def _banner(run: Run, path: Path, num_threads: int, num_hosts: int, driver: str) -> str:
     shape, model, config = run.network.grid.shape, run.network.model, run.config
     how = "parallel HDF5 (mpio)" if driver == "mpio" else "one HDF5 file, all ranks write at its offsets (direct)"
+    if config.checkpoint.asynchronous and config.checkpoint.driver != "mpio":
+        how = "one HDF5 file, written at its offsets while training goes on (direct)"
     facts = BannerFacts(
         version=lepton_mpi.__version__,
         grid=GridSizes(shape.data, shape.stages, shape.shards),

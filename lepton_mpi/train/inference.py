@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.waiting import wait
 from lepton_mpi.data.dataset import Dataset
-from lepton_mpi.data.loader import Loader, Preparation, prepared_shape
+from lepton_mpi.data.loader import BatchCut, Loader, Preparation, prepared_shape
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.sampler import SequentialSampler
-from lepton_mpi.monitor.metrics import Evaluation, Rows
+from lepton_mpi.monitor.metrics import Evaluation, MetricSums, Rows
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.train.averaging import averaged_weights
@@ -28,6 +28,8 @@ from lepton_mpi.train.step import to_device
 # activations are limited to 16 MiB.
 _SAMPLES_PER_RANK = 512
 _LARGEST_ACTIVATION = 4 << 20
+# Pieces of a batch of which a rank has the outputs at one time, at least, where work is done piece by piece.
+_PIECES_AT_A_TIME = 4
 
 
 def inference_loader(
@@ -53,9 +55,7 @@ def inference_loader(
         SequentialSampler(dataset.num_samples),
         normalisation,
         global_batch=global_batch or suitable_batch(asked),
-        data_index=grid.data_index,
-        data_size=shape.data,
-        micro_batches=2 * shape.stages if shape.stages > 1 else 1,
+        cut=BatchCut(grid.data_index, shape.data, 2 * shape.stages if shape.stages > 1 else 1, network.virtual.shards),
         input_kind=network.model.input_kind,
         preparation=preparation,
         want_inputs=wants_inputs(network),
@@ -71,7 +71,10 @@ def wants_inputs(network: Network) -> bool:
 def suitable_batch(network: Network) -> int:
     """Return how many samples the ranks together may take at a time. Local."""
     largest = max(math.prod(shape) for shapes in network.model.boundaries for shape in shapes)
-    return max(1, min(_SAMPLES_PER_RANK, _LARGEST_ACTIVATION // largest)) * network.grid.shape.data
+    fitting = max(1, min(_SAMPLES_PER_RANK, _LARGEST_ACTIVATION // largest))
+    if network.virtual.shards:  # the same on every grid
+        return max(1, fitting // _PIECES_AT_A_TIME) * network.virtual.shards
+    return fitting * network.grid.shape.data
 
 
 @collective("grid.world")
@@ -87,18 +90,45 @@ def evaluate(network: Network, loader: Loader) -> Evaluation:
         loader: of `inference_loader`.
     """
     metrics, world = make_metrics(network.model), network.grid.world
-    samples = [np.empty(0, np.int64)]
+    samples, parts = [np.empty(0, np.int64)], []
     with averaged_weights(network):
         for piece in _forward(network.for_samples(loader.input_shape), loader):
-            if piece.outputs is not None:
-                metrics.add(piece.outputs, piece.labels)
+            if piece.outputs:
                 samples.append(piece.position + piece.rows)
+                parts += _add_apart(metrics, piece)
     wait(world.Iallreduce(MPI.IN_PLACE, metrics.totals, MPI.SUM))
+    metrics.totals[metrics.real_totals] = _sum_in_order(world, parts, metrics.totals[metrics.real_totals].size)
     if not metrics.row_size:
         return metrics.evaluation(metrics.totals, metrics.rows)
     rows = _gather_rows(world, metrics.rows, np.concatenate(samples))
     found: Evaluation = world.bcast(metrics.evaluation(metrics.totals, rows) if world.Get_rank() == 0 else None, root=0)
     return found
+
+
+def _add_apart(metrics: MetricSums, piece: _Piece) -> list[NDArray[np.float64]]:
+    """Count the samples of a batch, and return the sums of real numbers over each micro-batch behind its first sample."""
+    found, start, real = [], 0, metrics.real_totals
+    for output in piece.outputs:
+        stop = start + len(output)
+        if len(output):
+            metrics.totals[real] = 0.0
+            metrics.add(output, None if piece.labels is None else piece.labels[start:stop])
+            found.append(np.array([piece.position + piece.rows[start], *metrics.totals[real]]))
+        start = stop
+    metrics.totals[real] = 0.0
+    return found
+
+
+@collective("world")
+def _sum_in_order(world: MPI.Intracomm, parts: list[NDArray[np.float64]], length: int) -> NDArray[np.float64]:
+    """Return the sum of the parts of all ranks, added in the order of their first numbers. Collective over world."""
+    counts = np.empty(world.Get_size(), np.int64)
+    wait(world.Iallgather(np.array([len(parts)]), counts), "the numbers of sums")
+    rows = np.empty((int(counts.sum()), 1 + length))
+    own = np.array(parts).reshape(len(parts), 1 + length)
+    wait(world.Iallgatherv(own, (rows, counts * (1 + length))), "the sums of an evaluation")
+    ordered = rows[np.argsort(rows[:, 0], kind="stable"), 1:]
+    return np.asarray(ordered.sum(axis=0))
 
 
 @collective("world")
@@ -130,8 +160,8 @@ def predict(network: Network, loader: Loader) -> Iterator[NDArray[np.float32]]:
     grid, shape = network.grid, network.model.output_shape
     for piece in _forward(network, loader):
         whole = np.zeros((piece.num_global, *shape), np.float32)
-        if piece.outputs is not None:
-            whole[piece.rows] = to_predictions(network.model, piece.outputs)
+        if piece.outputs:
+            whole[piece.rows] = to_predictions(network.model, np.concatenate(piece.outputs))
         # Every row comes from one rank and is zero on the others, so the sum is exact.
         total = np.empty_like(whole) if grid.rank == 0 else None
         grid.world.Reduce(whole, total, MPI.SUM, root=0)
@@ -140,12 +170,12 @@ def predict(network: Network, loader: Loader) -> Iterator[NDArray[np.float32]]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """What one rank knows of a batch: outputs and labels of its rows on the first shard of the last stage, None elsewhere."""
+    """What one rank knows of a batch: outputs of each micro-batch and labels, on the first shard of the last stage alone."""
 
     position: int
     num_global: int
     rows: NDArray[np.int64]
-    outputs: NDArray[np.float32] | None = None
+    outputs: Sequence[NDArray[np.float32]] = ()
     labels: NDArray[Any] | None = None
 
 
@@ -160,7 +190,7 @@ def _forward(network: Network, loader: Loader) -> Iterator[_Piece]:
         rows = np.concatenate([np.arange(first, first + n) for first, n in zip(batch.first_rows, batch.sizes, strict=True)])
         if answers:
             labels = np.concatenate(batch.labels) if batch.labels else None
-            yield _Piece(batch.position, batch.num_global, rows, np.concatenate([_to_host(output) for output in outputs]), labels)
+            yield _Piece(batch.position, batch.num_global, rows, [_to_host(output) for output in outputs], labels)
         else:
             yield _Piece(batch.position, batch.num_global, rows)
         position = batch.following

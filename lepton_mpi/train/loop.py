@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.data.prefetch import Prefetcher
 from lepton_mpi.data.streams.loader import StreamLoader
+from lepton_mpi.errors import NonFiniteError
 from lepton_mpi.monitor.metrics import Evaluation
 from lepton_mpi.monitor.throughput import Throughput
 from lepton_mpi.train.inference import evaluate
-from lepton_mpi.train.model_folder import complete_model_folder
 from lepton_mpi.train.objective import make_metrics
-from lepton_mpi.train.resume import save
+from lepton_mpi.train.replicas import ReplicaCheck
 from lepton_mpi.train.run import Run
+from lepton_mpi.train.saving import SaveWatcher, Saving
 from lepton_mpi.train.state import TrainState
 from lepton_mpi.train.step import StepMetrics, train_step
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class EpochMetrics:
         return f"epoch {self.epoch}: {', '.join(parts)}, {self.samples_per_second:.0f} samples/s"
 
 
-class Watcher:
+class Watcher(SaveWatcher):
     """What sees a run go by; this one looks away. Local: a watcher must not call collectives."""
 
     def step_done(self, state: TrainState, metrics: StepMetrics, samples_per_second: float) -> None:
@@ -92,32 +89,6 @@ class Watcher:
     def epoch_done(self, metrics: EpochMetrics, state: TrainState) -> None:
         """Learn of an epoch."""
 
-    def checkpoint_done(self, path: Path) -> None:
-        """Learn of a checkpoint."""
-
-
-class _Means:
-    """Sample-weighted means since the last `clear`."""
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        self._samples, self._loss, self._correct = 0, 0.0, 0.0
-
-    def add(self, metrics: StepMetrics) -> None:
-        self._samples += metrics.num_samples
-        self._loss += metrics.loss * metrics.num_samples
-        self._correct += metrics.accuracy * metrics.num_samples
-
-    @property
-    def loss(self) -> float:
-        return self._loss / self._samples if self._samples else float("nan")
-
-    @property
-    def accuracy(self) -> float:
-        return self._correct / self._samples if self._samples else float("nan")
-
 
 @collective("grid.world")
 def train(
@@ -127,6 +98,7 @@ def train(
     stop_requested: Callable[[], bool],
     watcher: Watcher,
     best: Path | None = None,
+    distrusted: Collection[str] = (),
 ) -> Outcome:
     """Train from a state to the last step of a run.
 
@@ -139,18 +111,37 @@ def train(
         stop_requested: asked before each step whether this rank was told to stop.
         watcher: told of steps, epochs and checkpoints.
         best: folder for the checkpoint of the best evaluation; None: it is not kept.
+        distrusted: names of checkpoints that were found damaged and are not to be counted on.
 
     Raises:
         NonFiniteError: loss or gradient became NaN or infinite, on all ranks alike.
-        CheckpointError: a checkpoint could not be written, on all ranks alike.
+        SaveError: the end of the run could not be saved, on all ranks alike; or `checkpoint.required`, and a save failed.
+        RankMismatchError: copies of weights or optimizer state differ, on all ranks alike.
     """
-    every_steps = run.config.checkpoint.every_steps
+    saving = Saving(run, checkpoints, best, watcher, state.step, distrusted)
+    try:
+        outcome = _train(run, state, saving, stop_requested, watcher)
+    except NonFiniteError:
+        saving.drain()  # what was copied before is well
+        saving.abandon()
+        raise
+    except BaseException:
+        saving.abandon()
+        raise
+    saving.close()
+    return outcome
+
+
+@collective("grid.world")
+def _train(run: Run, state: TrainState, saving: Saving, stop_requested: Callable[[], bool], watcher: Watcher) -> Outcome:
+    """Do the steps of `train`. Collective over grid.world."""
     judge = _Judge(run)
-    throughput, means, waited_s = Throughput(), _Means(), 0.0
+    throughput, waited_s = Throughput(), 0.0
     test: Evaluation | None = None
     begin, first_step, stopped = time.monotonic(), state.step, False
-    saved_step = state.step if state.step else -1  # where the run begins there is nothing saved yet
     train_loss = math.nan
+    replicas = ReplicaCheck(run.network, run.config.train.check_replicas_every)
+    replicas.begin(state.step)
     stream = run.training.loader if isinstance(run.training.loader, StreamLoader) else None
     # All ranks wait together for what a stream brings, so that nothing of it can be ahead.
     with nullcontext(run.training.loader) if stream else Prefetcher(run.training.loader) as batches:
@@ -162,14 +153,17 @@ def train(
                 if came != "ready":
                     stopped = came == "stopped"
                     break
+            if state.position == 0:
+                state = state.begin_epoch()
             epoch = state.epoch
             state, metrics = train_step(training, state, stop_requested())
             throughput.add(metrics.num_samples)
-            means.add(metrics)
+            state = state.note(metrics.num_samples, metrics.loss, metrics.accuracy)
             waited_s += metrics.data_wait_s
-            train_loss, stopped = means.loss, metrics.stop
+            train_loss, stopped = state.mean_loss, metrics.stop
             watcher.step_done(state, metrics, throughput.rate())
             with throughput.paused():
+                replicas.step_done(state.step)  # before anything is kept
                 epoch_ends = state.epoch != epoch
                 test = None
                 if run.test_loader and not stopped and judge.is_due(state, epoch_ends):
@@ -177,24 +171,20 @@ def train(
                     state = judge.judge(state, test)
                     watcher.evaluation_done(test, state)
                 if epoch_ends:
-                    watcher.epoch_done(EpochMetrics(state.epoch, means.loss, means.accuracy, test, throughput.rate()), state)
-                    means.clear()
-                if best and test is not None and state.stale == 0:
-                    _keep_best(run, state, best)
-                if checkpoints and _is_due(state.step, every_steps):
-                    watcher.checkpoint_done(_save(run, state, checkpoints))
-                    saved_step = state.step
+                    ended = EpochMetrics(state.epoch, state.mean_loss, state.mean_accuracy, test, throughput.rate())
+                    watcher.epoch_done(ended, state)
+                saving.after_step(state, test is not None and state.stale == 0)
+    replicas.end(state.step)
     wall_s = time.monotonic() - begin
-    if checkpoints and saved_step != state.step:
-        watcher.checkpoint_done(_save(run, state, checkpoints))
+    saving.finish(state)
     early = judge.has_lost_patience(state)
     interrupted = stopped and state.step < run.training.num_steps and not early
     if test is None and run.test_loader and not interrupted:
         test = evaluate(run.network, run.test_loader).led_by(judge.metric)
         if state.step > first_step:
             state = judge.judge(state, test)
-            if best and state.stale == 0:
-                _keep_best(run, state, best)
+            if state.stale == 0:
+                saving.keep_best(state)
     wait_share = waited_s / throughput.duration_s if throughput.duration_s else 0.0
     return Outcome(state, interrupted, early, train_loss, test, throughput.average(), wait_share, wall_s)
 
@@ -223,18 +213,3 @@ class _Judge:
     def has_lost_patience(self, state: TrainState) -> bool:
         """Return whether too many evaluations in a row were no better. Local."""
         return 0 < self._config.patience <= state.stale
-
-
-@collective("grid.world")
-def _keep_best(run: Run, state: TrainState, folder: Path) -> None:
-    """Replace the checkpoint of the best evaluation. Collective over grid.world."""
-    path = _save(run, state, folder / "checkpoints")
-    do_on_root(run.network.grid.world, lambda: complete_model_folder(folder, path, run.config))
-
-
-@collective("grid.world")
-def _save(run: Run, state: TrainState, checkpoints: Path) -> Path:
-    """Write a checkpoint. Collective over grid.world."""
-    path = save(run.network, run.normalisation, state, checkpoints, run.config.checkpoint.driver)
-    _log.info("checkpoint %s", path)
-    return path

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from lepton_mpi.checkpoint.resume import find_resumable
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.strict_calls import watched
 from lepton_mpi.comm.waiting import wait
 from lepton_mpi.data.normalisation import Normalisation, measure_normalisation
 from lepton_mpi.errors import CheckpointError, LeptonError
@@ -125,10 +126,11 @@ class LeptonModel:
             "device": device,
             "reduce": reduce,
         }
-        self._comm = start_mpi().Dup()
+        plain = start_mpi().Dup()
+        self._comm = watched(plain, "the world")
         self.rank: int = self._comm.Get_rank()
         self.num_ranks: int = self._comm.Get_size()
-        end_job_on_uncaught_errors(self._comm)
+        end_job_on_uncaught_errors(plain)
         if self.rank == 0 and threads_exceed_cores():
             warnings.warn(
                 "the ranks start more threads for linear algebra than there are cores, which is slow: import LeptonModel before "

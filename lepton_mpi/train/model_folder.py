@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from lepton_mpi.checkpoint.commit import list_checkpoints
-from lepton_mpi.checkpoint.layout import MANIFEST_FILE
+from lepton_mpi.checkpoint.retention import remove_checkpoint
 from lepton_mpi.config.schema import Config
 from lepton_mpi.config.toml_file import format_toml
 from lepton_mpi.errors import CheckpointError
+from lepton_mpi.runtime.whole_file import sync
 
 
 def complete_model_folder(folder: Path, written: Path, config: Config) -> None:
@@ -26,10 +26,11 @@ def complete_model_folder(folder: Path, written: Path, config: Config) -> None:
     try:
         draft = folder / ".config.toml.tmp"
         draft.write_text(format_toml(config), encoding="utf-8")
+        sync(draft)
         draft.replace(folder / "config.toml")
+        sync(folder)  # before the older checkpoint goes
         for path in list_checkpoints(folder / "checkpoints"):
             if path.name != written.name:
-                (path / MANIFEST_FILE).unlink()  # from here on nobody takes it for whole
-                shutil.rmtree(path)
+                remove_checkpoint(path)
     except OSError as error:
         raise CheckpointError(f"cannot complete {folder}: {error}; check free space, quota and permissions there") from error

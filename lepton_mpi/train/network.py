@@ -13,14 +13,31 @@ from lepton_mpi.models.family import DataShape, ModelSpec
 from lepton_mpi.models.registry import choose_family_task
 from lepton_mpi.ops.product import Precision
 from lepton_mpi.parallel.gradient_exchange import bucket_bounds
+from lepton_mpi.parallel.gradient_totals import GradientTotals
 from lepton_mpi.parallel.grid_place import place_on
 from lepton_mpi.parallel.node_parameters import NodeParameters
+from lepton_mpi.parallel.ownership import Shard
 from lepton_mpi.parallel.pipeline import Pipeline
-from lepton_mpi.parallel.placement import plan_stage, stage_shapes
+from lepton_mpi.parallel.pipelining import Pipelining
+from lepton_mpi.parallel.placement import Division, divide_model, plan_stage, stage_shapes
+from lepton_mpi.parallel.schedules.registry import SCHEDULES
 from lepton_mpi.parallel.shared_gradients import SharedGradients
-from lepton_mpi.parallel.stage import build_stage
+from lepton_mpi.parallel.stage import build_stages
 from lepton_mpi.parallel.weights import WeightGatherer
 from lepton_mpi.runtime.mpi import MPI
+
+
+@dataclass(frozen=True)
+class VirtualGrid:
+    """Into how many pieces work is cut, whatever the ranks, so that its bits do not depend on them.
+
+    Attributes:
+        shards: pieces of a batch; 0: batches are divided over the ranks that there are.
+        chunks: chunks of dims that shards divide; 0: one a shard.
+    """
+
+    shards: int = 0
+    chunks: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,6 +53,9 @@ class Network:
         shared_gradients: adds up gradients of parameters that several stages hold.
         weights: brings whole parameters to rank 0.
         xp: module of the arrays, numpy or cupy.
+        division: which layers are on which stage.
+        virtual: virtual shards and chunks, for the same bits on every grid.
+        totals: exact sums of gradients; None: gradients are summed as fp32.
     """
 
     grid: ProcessGrid
@@ -46,6 +66,9 @@ class Network:
     shared_gradients: SharedGradients
     weights: WeightGatherer
     xp: Any
+    division: Division
+    virtual: VirtualGrid = VirtualGrid()
+    totals: GradientTotals | None = None
 
     def for_samples(self, input_shape: tuple[int, ...]) -> Network:
         """Return the same network, with the same weights, for samples of another shape. Local.
@@ -56,8 +79,9 @@ class Network:
         if input_shape == self.model.data.input_shape:
             return self
         grid, shape = self.grid, self.grid.shape
-        ends = stage_shapes(self.model, shape.stages, shape.shards, grid.stage_index, grid.shard_index, input_shape)
-        return replace(self, model=self.model.for_samples(input_shape), pipeline=self.pipeline.with_shapes(*ends))
+        here = (grid.stage_index, grid.shard_index)
+        ends = stage_shapes(self.model, shape.stages, shape.shards, *here, input_shape, self.virtual.chunks, self.division)
+        return replace(self, model=self.model.for_samples(input_shape), pipeline=self.pipeline.with_shapes(ends))
 
 
 def declare_model(config: ModelConfig, data: DataShape) -> ModelSpec:
@@ -83,7 +107,7 @@ def choose_shape(config: GridConfig, model: ModelSpec, num_ranks: int) -> GridSh
         config.data,
         config.stages,
         config.shards,
-        max_stages=model.max_stages,
+        max_stages=max(model.max_stages // max(config.virtual_stages, 1), 1),
         max_shards=model.max_shards,
     )
 
@@ -100,6 +124,9 @@ def build_network(
     *,
     seed: int = 0,
     precision: Precision = "fp32",
+    shard: Shard = "node",
+    pipelining: Pipelining | None = None,
+    virtual: VirtualGrid | None = None,
 ) -> Network:
     """Place a model on a grid, with zeroed parameters.
 
@@ -115,6 +142,9 @@ def build_network(
         xp: module of the arrays, numpy or cupy.
         seed: seed of what is random in layers.
         precision: precision of matrix products.
+        shard: over which ranks optimizer state is divided, see `Ownership`.
+        pipelining: how its layers pass through the pipeline; None: the default.
+        virtual: virtual shards and chunks, for the same bits on every grid; None: none.
 
     Raises:
         GridError: the shape does not fit the ranks.
@@ -122,13 +152,19 @@ def build_network(
     """
     grid = ProcessGrid(world, shape, ranks_per_node)
     places = [(stage, shard) for stage in range(shape.stages) for shard in range(shape.shards)]
-    plans = {place: plan_stage(model, shape.stages, shape.shards, *place) for place in places}
+    pipelining, virtual = pipelining or Pipelining(), virtual or VirtualGrid()
+    division = pipelining.division or divide_model(model, shape.stages)
+    plans = {place: plan_stage(model, shape.stages, shape.shards, *place, virtual.chunks, division) for place in places}
     layouts = {place: plan.layout for place, plan in plans.items()}
     bounds = {place: bucket_bounds(layout.statistics_start, bucket_mib) for place, layout in layouts.items()}
-    num_buckets = {place: len(bound) - 1 for place, bound in bounds.items()}
-    memory = NodeParameters(grid, layouts, slot_names, num_buckets, xp)
+    memory = NodeParameters(grid, layouts, slot_names, bounds, xp, shard)
     here = (grid.stage_index, grid.shard_index)
-    stage = build_stage(plans[here], memory.parameters, place_on(grid, seed, precision), grid.is_first_stage)
-    pipeline = Pipeline(grid, stage, plans[here], xp, model.pad_id)
-    shared = SharedGradients(grid, plans[here], memory.parameters)
-    return Network(grid, model, memory, bounds[here], pipeline, shared, WeightGatherer(grid, memory, layouts), xp)
+    recompute = pipelining.recomputes(grid.stage_index)
+    totals = GradientTotals(grid, memory.layout, model.parameters, virtual.shards) if virtual.shards else None
+    place = place_on(grid, seed, precision, virtual.chunks, totals.take if totals else None)
+    stages = build_stages(plans[here], memory.parameters, place, grid.is_first_stage, recompute)
+    pipeline = Pipeline(grid, stages, plans[here], xp, model.pad_id, SCHEDULES[pipelining.schedule])
+    gradients = totals.views(memory.layout) if totals else [parameter.grad for parameter in memory.parameters]
+    shared = SharedGradients(grid, plans[here], gradients)
+    weights = WeightGatherer(grid, memory, layouts)
+    return Network(grid, model, memory, bounds[here], pipeline, shared, weights, xp, division, virtual, totals)

@@ -12,13 +12,13 @@ from lepton_mpi.config.schema import Config, ModelConfig, TrainConfig
 from lepton_mpi.data.augmentation import make_augmentation
 from lepton_mpi.data.dataset import Dataset, id_counts
 from lepton_mpi.data.formats.tokens import TokenWindows
-from lepton_mpi.data.loader import Loader
+from lepton_mpi.data.loader import BatchCut, Loader
 from lepton_mpi.data.normalisation import Normalisation, measure_normalisation
 from lepton_mpi.data.sampler import Sampler
 from lepton_mpi.data.splits import DataSplits
 from lepton_mpi.data.streams.loader import StreamLoader
 from lepton_mpi.errors import ConfigError, DataError
-from lepton_mpi.models.family import DataShape, InputKind
+from lepton_mpi.models.family import DataShape, InputKind, ModelSpec
 from lepton_mpi.models.registry import choose_family_task
 from lepton_mpi.monitor.metrics import MetricSums
 from lepton_mpi.ops.product import Precision
@@ -26,14 +26,17 @@ from lepton_mpi.optim.groups import ParameterGroup, assign_groups
 from lepton_mpi.optim.optimizer import Optimizer
 from lepton_mpi.optim.registry import make_optimizer
 from lepton_mpi.optim.schedule import decay_end
-from lepton_mpi.parallel.gradient_exchange import GradientExchange
+from lepton_mpi.parallel.exact_exchange import ExactExchange
+from lepton_mpi.parallel.extra_state import ExtraState
+from lepton_mpi.parallel.gradient_exchange import Exchange, GradientExchange
 from lepton_mpi.runtime.device import select_device
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.threads import is_oversubscribed, ranks_on_node
 from lepton_mpi.train.averaging import EMA_SLOT, start_average
 from lepton_mpi.train.inference import inference_loader, wants_inputs
-from lepton_mpi.train.network import Network, build_network, choose_shape, declare_model
+from lepton_mpi.train.network import Network, VirtualGrid, build_network, choose_shape, declare_model
 from lepton_mpi.train.objective import make_loss, make_metrics, make_preparation
+from lepton_mpi.train.pipelining import choose_pipelining
 from lepton_mpi.train.step import Training
 
 
@@ -41,9 +44,7 @@ class _Part(TypedDict):
     """Which part of which batches a rank takes; the same for all kinds of loaders."""
 
     global_batch: int
-    data_index: int
-    data_size: int
-    micro_batches: int
+    cut: BatchCut
     input_kind: InputKind
     want_inputs: bool
     want_labels: bool
@@ -61,7 +62,7 @@ class Engine:
     """
 
     network: Network
-    exchange: GradientExchange
+    exchange: Exchange
     optimizer: Optimizer
     groups: dict[str, ParameterGroup]
 
@@ -97,6 +98,11 @@ class Run:
     def network(self) -> Network:
         """The model on its grid."""
         return self.training.network
+
+    @property
+    def extras(self) -> tuple[ExtraState, ...]:
+        """State beside parameters and optimizer slots, which checkpoints hold too."""
+        return self.training.exchange.extra_states
 
     @collective("grid.world")
     def free(self) -> None:
@@ -181,6 +187,9 @@ def build_engine(world: MPI.Intracomm, config: Config, data: DataShape) -> Engin
     groups = assign_groups(config.optimizer, model.parameters)
     shape = choose_shape(config.grid, model, world.Get_size())
     xp = choose_device(world, config.run.device)
+    micro_batches = choose_micro_batches(config.train, shape, model.batch_statistics)
+    precision = read_precision(config.train.precision)
+    pipelining = choose_pipelining(world, config, model, shape, micro_batches, xp, precision)
     optimizer = make_optimizer(config.optimizer)
     slots = (*optimizer.slot_names, EMA_SLOT) if config.train.ema_decay else optimizer.slot_names
     network = build_network(
@@ -192,12 +201,19 @@ def build_engine(world: MPI.Intracomm, config: Config, data: DataShape) -> Engin
         config.reduce.bucket_mib,
         xp,
         seed=config.train.seed,
-        precision=read_precision(config.train.precision),
+        precision=precision,
+        shard="data" if config.optimizer.shard == "data" else "node",
+        pipelining=pipelining,
+        virtual=choose_virtual_grid(config, model, shape),
     )
     network.memory.initialise(network.grid, config.train.seed)
     start_average(network)
     spin = not is_oversubscribed()
-    exchange = GradientExchange(network.grid, network.memory, config.reduce.mode, network.bounds, config.reduce.timeout_s, spin)
+    exchange: Exchange
+    if network.totals:
+        exchange = ExactExchange(network.grid, network.memory, network.totals)
+    else:
+        exchange = GradientExchange(network.grid, network.memory, config.reduce.mode, config.reduce.timeout_s, spin)
     return Engine(network, exchange, optimizer, groups)
 
 
@@ -220,9 +236,12 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
     preparation = make_preparation(model, config.data)
     part: _Part = {
         "global_batch": config.train.global_batch,
-        "data_index": grid.data_index,
-        "data_size": grid.shape.data,
-        "micro_batches": choose_micro_batches(config.train, grid.shape, model.batch_statistics),
+        "cut": BatchCut(
+            grid.data_index,
+            grid.shape.data,
+            choose_micro_batches(config.train, grid.shape, model.batch_statistics),
+            config.train.virtual_shards if config.train.reproducible else 0,
+        ),
         "input_kind": model.input_kind,
         "want_inputs": wants_inputs(network),
         "want_labels": grid.is_last_stage,
@@ -242,17 +261,18 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
         )
         epoch_steps = config.train.epochs * loader.steps_per_epoch
     num_steps = config.train.steps or epoch_steps
+    decay_step = decay_end(config.optimizer, epoch_steps, num_steps)
     training = Training(
         network=network,
         exchange=engine.exchange,
-        optimizer=engine.optimizer,
+        optimizer=engine.optimizer.for_steps(decay_step),
         optimizer_config=config.optimizer,
         groups=engine.groups,
         loss=make_loss(model, config.train),
         ema_decay=config.train.ema_decay,
         loader=loader,
         num_steps=num_steps,
-        decay_step=decay_end(config.optimizer, epoch_steps, num_steps),
+        decay_step=decay_step,
     )
     tested = test_set.num_samples > 0 and (test_set.label_kind != "none" or model.task.labels == "none")
     _check_watching(config, make_metrics(model), tested)
@@ -293,6 +313,38 @@ def choose_micro_batches(config: TrainConfig, shape: GridShape, batch_statistics
         return config.micro_batches
     local = -(-config.global_batch // shape.data)
     return min(2 * shape.stages, local) if shape.stages > 1 and not batch_statistics else 1
+
+
+def choose_virtual_grid(config: Config, model: ModelSpec, shape: GridShape) -> VirtualGrid:
+    """Return the virtual shards and chunks of a configuration. Local, pure.
+
+    Raises:
+        ConfigError: what is asked for cannot be the same on every grid.
+    """
+    train = config.train
+    if not train.reproducible:
+        return VirtualGrid()
+    if config.reduce.mode != "exact":
+        raise ConfigError(
+            f'reduce.mode = "{config.reduce.mode}" rounds what travels between nodes, and so depends on the grid: set it to '
+            '"exact", or train.reproducible to false'
+        )
+    if config.optimizer.name == "onebit_adam":
+        raise ConfigError(
+            "optimizer.name = \"onebit_adam\" sends rounded momentum, which depends on the grid: choose another, or set "
+            "train.reproducible to false"
+        )
+    if model.batch_statistics and train.micro_batches > 1:
+        raise ConfigError(
+            f"train.micro_batches = {train.micro_batches}: with train.reproducible a model that looks at the statistics of a "
+            "micro-batch has one, the whole batch: leave train.micro_batches at 0"
+        )
+    if shape.shards > train.virtual_chunks:
+        raise ConfigError(
+            f"train.virtual_chunks = {train.virtual_chunks}: expected at least grid.shards = {shape.shards}; it is part of the "
+            "result, so choose it for the largest grid that is to give the same bits"
+        )
+    return VirtualGrid(train.virtual_shards, train.virtual_chunks)
 
 
 @collective("world")

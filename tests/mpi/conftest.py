@@ -12,6 +12,14 @@ from lepton_mpi.comm.grid import GridShape
 from lepton_mpi.runtime.mpi import MPI, start_mpi
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let modules that start mpirun themselves run without it: pytest-mpi skips all tests of a folder named mpi there."""
+    for item in items:
+        if getattr(getattr(item, "module", None), "STARTS_MPIRUN", False):
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "skip"]
+
+
 @pytest.fixture
 def comm() -> Iterator[MPI.Intracomm]:
     duplicate = start_mpi().Dup()

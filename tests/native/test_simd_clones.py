@@ -13,11 +13,14 @@ KERNELS = HERE.parents[1] / "kernels"
 CPU = KERNELS / "cpu"
 # The programs of digest_<area>.cpp, and the kernels that each of them calls.
 AREAS = {
-    "gradients": ["codecs", "sum", "updates"],
+    "codecs": ["codecs_float", "codecs_int4", "codecs_int8", "codecs_sign1", "topk"],
+    "gradients": ["sum", "updates"],
     "images": ["batch_norm", "depthwise", "images"],
     "elements": ["bf16_rounding", "dropout", "elementwise", "embedding"],
     "rows": ["cross_entropy", "normalisation", "softmax"],
 }
+# What else a program needs: kernels without clones, and those of other areas.
+ALSO_LINKED = {"codecs": ["codecs", "topk_decode"], "gradients": ["codecs", *AREAS["codecs"][:4]]}
 # The project's own flags that bear on results, see CMakeLists.txt.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 INSTRUCTION_SETS = {"default": [], "avx2": ["-mavx2"], "avx2 with fma": ["-mavx2", "-mfma"], "avx512f": ["-mavx512f"]}
@@ -34,7 +37,7 @@ def cpu_flags() -> set[str]:
 
 def run_digest(build_dir: Path, area: str, name: str, options: list[str]) -> str:
     program = build_dir / f"{area}_{name.replace(' ', '_')}"
-    sources = [CPU / f"{kernel}.cpp" for kernel in AREAS[area]] + [HERE / f"digest_{area}.cpp"]
+    sources = [CPU / f"{kernel}.cpp" for kernel in AREAS[area] + ALSO_LINKED.get(area, [])] + [HERE / f"digest_{area}.cpp"]
     subprocess.run(["g++", *FLAGS, *options, f"-I{KERNELS / 'include'}", *sources, "-o", program], check=True)
     return subprocess.run([program], check=True, capture_output=True, text=True).stdout
 

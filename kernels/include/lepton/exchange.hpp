@@ -27,6 +27,7 @@ struct ExchangeOptions {
   int rank = 0;        // this rank among the ranks of the node that share the model part
   int num_owners = 1;  // the first this many ranks of every node own slices (nodes may differ in ranks)
   Codec codec = Codec::exact;
+  bool own_pieces = false;  // each node owns one piece of a slice alone: reduce-scatter, and nothing is gathered
   double timeout_s = 300;
   double spin_s = 0;
 };
@@ -43,7 +44,9 @@ struct ExchangeStats {
 // owners update their slices of the shared values, then publish(). After finish() the reduced
 // gradient of the slices this rank owns lies in its own gradient buffer; the rest of that buffer
 // is undefined. Sums run in rank order, inside a node and over nodes, so a rerun gives the same
-// bits, and every node ends with the same bytes, since all decode the same payloads.
+// bits, and every node ends with the same bytes, since all decode the same payloads. With
+// own_pieces a rank ends with the sum of its node's piece of its slices, which was not encoded again;
+// the caller brings the updated values of other nodes itself.
 class Exchange {
  public:
   // grads: one pointer per rank of the node, readable here; [options.rank] is this rank's own.
@@ -64,7 +67,8 @@ class Exchange {
   void publish();
 
   int num_buckets() const { return static_cast<int>(buckets_.size()); }
-  Extent owned(int bucket) const { return buckets_[static_cast<std::size_t>(bucket)].owned; }
+  // The slice of a bucket that this rank owns, or its node's piece of it.
+  Extent owned(int bucket) const;
   const ExchangeStats& stats() const { return stats_; }
 
   static constexpr std::int64_t kBlock = 256;  // the longest codec block
@@ -74,7 +78,7 @@ class Exchange {
 
   struct Bucket {
     Extent whole;
-    Extent owned;
+    Extent slice;
     State state = State::idle;
     std::vector<MPI_Request> requests;
     std::vector<std::byte> outgoing;  // encoded: one payload per peer, then the own reduced payload
@@ -84,7 +88,8 @@ class Exchange {
   bool advance(int index);
   void sum_in_node(Bucket& bucket);
   void scatter(int index);
-  void reduce_and_gather(int index);
+  void reduce_piece(int index);
+  void gather(int index);
   void decode_gathered(Bucket& bucket);
   Extent piece(const Bucket& bucket, int peer) const;
   bool test(Bucket& bucket);

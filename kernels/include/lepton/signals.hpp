@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace lepton {
 
@@ -39,7 +40,9 @@ class Signals {
   // Blocks until all ranks have reached the value; throws StallError naming those that did not.
   void wait(int counter, std::uint32_t value, double timeout_s, const char* what) const;
 
-  // The ranks that have not reached the value, for messages: "1, 3".
+  // The ranks that have not reached the value.
+  std::vector<int> behind(int counter, std::uint32_t value) const;
+  // The same for messages: "1, 3".
   std::string missing(int counter, std::uint32_t value) const;
 
  private:

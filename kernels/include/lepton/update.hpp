@@ -16,6 +16,18 @@ void sgd_update(float* values, const float* grads, float* momentum_buffer, std::
 void adamw_update(float* values, const float* grads, float* m, float* v, std::size_t n, double lr, double beta1,
                   double beta2, double epsilon, double weight_decay, double grad_scale, std::int64_t step);
 
+// Moves m and v on as AdamW does and replaces grads by the direction of LAMB's step, see lamb_element; step counts
+// from 1.
+void lamb_direction(const float* values, float* grads, float* m, float* v, std::size_t n, double beta1, double beta2,
+                    double epsilon, double weight_decay, double grad_scale, std::int64_t step);
+
+// The two halves of 1-bit Adam after its warm-up, see momentum_share_element (share = beta1 / num_ranks) and
+// frozen_adam_element; v stood still after frozen_step.
+void momentum_share(float* grads, const float* m, std::size_t n, double beta1, int num_ranks);
+void frozen_adam_update(float* values, const float* sums, float* m, const float* v, std::size_t n, double lr,
+                        double beta1, double beta2, double epsilon, double weight_decay, double grad_scale,
+                        std::int64_t step, std::int64_t frozen_step);
+
 // Sum of squares in double precision in a fixed order: element i goes to lane i % 16, each lane sums in order, and
 // the lanes are then added pairwise (8, 4, 2, 1). A square of an fp32 is exact in double.
 double sum_of_squares(const float* x, std::size_t n);

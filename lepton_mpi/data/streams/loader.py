@@ -13,7 +13,7 @@ from lepton_mpi.comm.agreement import do_on_all, do_on_root
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.dataset import ArrayDataset
-from lepton_mpi.data.loader import Batch, cut_batch
+from lepton_mpi.data.loader import Batch, BatchCut
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.streams.records import Columns, Records, RecordStream, await_records, is_fifo, start_spool
@@ -87,9 +87,7 @@ class StreamLoader:
         opened: the records.
         normalisation: what is done to values.
         global_batch: records of a batch over all data ranks; the last one of the stream may have fewer.
-        data_index: this rank's coordinate on the data axis.
-        data_size: ranks along the data axis.
-        micro_batches: pieces that the batch is cut into.
+        cut: how batches are cut over micro-batches and ranks; None: not.
         input_kind: "values", or "ids".
         want_inputs: whether batches carry inputs (the first stage).
         want_labels: whether batches carry labels (the last stage).
@@ -101,16 +99,14 @@ class StreamLoader:
         normalisation: Normalisation,
         *,
         global_batch: int,
-        data_index: int = 0,
-        data_size: int = 1,
-        micro_batches: int = 1,
+        cut: BatchCut | None = None,
         input_kind: InputKind = "values",
         want_inputs: bool = True,
         want_labels: bool = True,
     ) -> None:
         self._stream, self._columns, self._idle_s = opened.records, opened.columns, opened.idle_s
         self._normalisation, self._global_batch = normalisation, global_batch
-        self._data_index, self._data_size, self._micro_batches = data_index, data_size, micro_batches
+        self._cut = cut or BatchCut()
         self._input_kind = input_kind
         self._want_inputs, self._want_labels = want_inputs, want_labels
         self._records = Records(0, 0, 0)
@@ -148,7 +144,7 @@ class StreamLoader:
             raise DataError(
                 f"stream: expected to be asked for the batch at byte {records.position}, got {position}: a stream has no way back"
             )
-        rows = cut_batch(records.count, self._micro_batches, self._data_index, self._data_size)
+        rows = self._cut.rows(records.count)
         sizes = [last - first for first, last in rows]
         lines = [line for first, last in rows for line in self._stream.read(records, first, last)]
         inputs, labels = self._columns.parse(lines)
@@ -164,6 +160,8 @@ class StreamLoader:
             np.split(arrays, ends) if self._want_inputs else [],
             np.split(labels, ends) if self._want_labels else [],
             (0, records.following),
+            self._cut.own_pieces(records.count),
+            self._cut.num_pieces(records.count),
         )
 
 

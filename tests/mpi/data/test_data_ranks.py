@@ -13,7 +13,7 @@ from lepton_mpi.config.augmentation import AugmentationSettings
 from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.augmentation import Augmentation, ImageLayout
 from lepton_mpi.data.dataset import ArrayDataset, Dataset, id_counts
-from lepton_mpi.data.loader import Loader
+from lepton_mpi.data.loader import BatchCut, Loader
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import measure_normalisation
 from lepton_mpi.data.sampler import Sampler
@@ -72,9 +72,7 @@ def test_batches_of_all_ranks_make_the_epoch(comm: MPI.Intracomm) -> None:
             Sampler(train.num_samples, 4),
             normalisation,
             global_batch=100,
-            data_index=index,
-            data_size=size,
-            micro_batches=2,
+            cut=BatchCut(index, size, 2),
             augmentation=Augmentation(AugmentationSettings(), 4, train.num_samples, 1, ImageLayout(8, 8, "none")),
         )
         digest, epoch, position = hashlib.sha256(), 1, 0

@@ -125,11 +125,11 @@ def test_the_moves_of_a_place(comm: MPI.Intracomm) -> None:
     assert type(place.replicate()) is (ReplicateToShards if many else Replicate)
     assert type(place.sum()) is (SumOverShards if many else AddParts)
     assert type(place.gather(4)) is (GatherFromShards if many else Stay)
-    assert place.gather_over_data(np.array([5.0])).tolist() == [[5.0]]
+    assert place.gather_over_data(np.array([[5.0]])).tolist() == [[5.0]]
     place = place_on(data, 3, "fp32")
     assert [type(move) for move in (place.replicate(), place.sum(), place.gather(4))] == [Replicate, AddParts, Stay]
     assert place.is_first_data == (comm.rank == 0)
-    rows = place.gather_over_data(np.array([comm.rank, 7.0]))
+    rows = place.gather_over_data(np.array([[comm.rank, 7.0]]))
     assert rows.tolist() == [[rank, 7.0] for rank in range(comm.size)]
     shards.free()
     data.free()

@@ -13,7 +13,7 @@ from lepton_mpi.nn.module import Context
 from lepton_mpi.nn.parameter import ParameterBlock, initial_values
 from lepton_mpi.parallel.grid_place import place_on
 from lepton_mpi.parallel.placement import StagePlan, plan_stage
-from lepton_mpi.parallel.stage import Stage, build_stage
+from lepton_mpi.parallel.stage import CompleteFrom, build_stages
 from lepton_mpi.runtime.mpi import MPI
 
 SEED, BATCH = 3, 7
@@ -31,7 +31,7 @@ class WholeOrShard:
         for i, block in enumerate(layout.blocks):
             layout.view(i, values)[...] = self.value_of(block)
         self.layout = layout
-        self.stage: Stage = build_stage(plan, layout.parameters(values, self.grads), place_on(grid, 0, "fp32"), True)
+        (self.stage,) = build_stages(plan, layout.parameters(values, self.grads), place_on(grid, 0, "fp32"), True)
 
     @staticmethod
     def value_of(block: ParameterBlock) -> NDArray[np.float64]:
@@ -59,11 +59,12 @@ def test_shards_together_are_the_whole_stage(comm: MPI.Intracomm, model, halves:
             y, saved = part.stage.forward(x, TRAINING)
             outputs.append(y)
             done: list[int] = []
+            observer = CompleteFrom(part.starts, 1, done.append)
             if halves:
                 _, pending = part.stage.backward_input(dy, saved)
-                part.stage.backward_weight(pending, done.append)
+                part.stage.backward_weight(pending, observer, 0)
             else:
-                part.stage.backward(dy, saved, done.append)
+                part.stage.backward(dy, saved, observer, 0)
             assert done == list(reversed(part.starts))
         np.testing.assert_allclose(outputs[1], outputs[0], rtol=1e-12, atol=1e-13)
         assert len(set(comm.allgather(outputs[1].tobytes()))) == 1  # what is replicated is so to the bit

@@ -91,6 +91,7 @@ def train_plainly(config: Config, dataset: Dataset, num_steps: int) -> PlainResu
         global_batch=config.train.global_batch,
         seed=config.train.seed,
     )
+    frozen_after = max(1, round(o.freeze_share * num_steps)) if o.name == "onebit_adam" else num_steps
     result, place = PlainResult([], [], [], weights), (0, 0)
     for step in range(num_steps):
         batch = loader.batch(*place)
@@ -106,9 +107,16 @@ def train_plainly(config: Config, dataset: Dataset, num_steps: int) -> PlainResu
                 w -= lr * first[name]
                 continue
             first[name] = o.beta1 * first[name] + (1 - o.beta1) * g
-            second[name] = o.beta2 * second[name] + (1 - o.beta2) * g**2
-            m, v = first[name] / (1 - o.beta1 ** (step + 1)), second[name] / (1 - o.beta2 ** (step + 1))
-            w -= lr * (m / (np.sqrt(v) + o.epsilon) + decay * w)
+            counted = min(step + 1, frozen_after)
+            if counted == step + 1:
+                second[name] = o.beta2 * second[name] + (1 - o.beta2) * g**2
+            m, v = first[name] / (1 - o.beta1 ** (step + 1)), second[name] / (1 - o.beta2**counted)
+            step_direction = m / (np.sqrt(v) + o.epsilon)
+            if counted < step + 1:  # a frozen variance of 0 says nothing of the gradient that came later
+                step_direction[v == 0] = 0
+            direction = step_direction + decay * w
+            norms = float(np.linalg.norm(w)), float(np.linalg.norm(direction))
+            w -= lr * direction * (norms[0] / norms[1] if o.name == "lamb" and name.endswith("weight") and all(norms) else 1.0)
         result.losses.append(loss)
         result.accuracies.append(accuracy)
         result.grad_norms.append(norm)

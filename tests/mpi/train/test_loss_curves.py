@@ -17,9 +17,10 @@ from lepton_mpi.train.state import TrainState
 
 SGD = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01, "clip_norm": 1.0, "schedule": "constant"}
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "clip_norm": 0.5, "warmup_steps": 3, "decay_steps": 7, "min_lr": 0.001}
+LAMB = {"name": "lamb", "lr": 0.02, "weight_decay": 0.1, "clip_norm": 0.5, "schedule": "constant"}
 NUM_STEPS = 12
 # float32 against float64 over 12 steps; AdamW's first updates are +-lr however small, so rounding shows more in it.
-TOLERANCE = {"sgd": 2e-5, "adamw": 1e-4}
+TOLERANCE = {"sgd": 2e-5, "adamw": 1e-4, "lamb": 1e-4}
 
 
 def check_curve(comm: MPI.Intracomm, config: Config, splits: DataSplits) -> None:
@@ -40,7 +41,7 @@ def check_curve(comm: MPI.Intracomm, config: Config, splits: DataSplits) -> None
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", [SGD, ADAMW, LAMB], ids=["sgd", "adamw", "lamb"])
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_all_grids_train_alike(
     comm: MPI.Intracomm, grid_shapes: list[GridShape], optimizer: dict[str, object], micro_batches: int

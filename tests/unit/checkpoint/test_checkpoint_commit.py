@@ -142,6 +142,17 @@ def test_remove_unfinished_keeps_all_else(comm, tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([kept, tmp_path / ".step-mine.tmp", tmp_path / "LATEST"])
 
 
+def test_remove_unfinished_ends_a_replacement_that_a_kill_cut_short(comm, tmp_path):
+    for step, others in ((3, ("step-000000003.replaced",)), (4, ())):
+        path = save(comm, tmp_path, step, 1.0)
+        for other in (*others, "step-000000005.replaced"):  # nothing has taken the place of step 5 yet
+            if not (tmp_path / other).exists():
+                shutil.copytree(path, tmp_path / other)
+    assert len(remove_unfinished(tmp_path)) == 1
+    names = [path.name for path in list_checkpoints(tmp_path)]
+    assert names == ["step-000000005.replaced", "step-000000004", "step-000000003"]
+
+
 def test_failure_to_tidy_up_is_only_a_warning(comm, tmp_path, monkeypatch, caplog):
     (tmp_path / "LATEST").mkdir()
     with caplog.at_level(logging.WARNING):

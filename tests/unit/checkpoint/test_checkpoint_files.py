@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -40,6 +41,13 @@ def seal(checkpoint: Path) -> None:
     sha256 = digest_ranges(checkpoint / DATA_FILE, whole)
     new = Manifest(old["step"], old["writer"], nbytes, old["num_tensors"], old["num_extents"], whole, sha256)
     (checkpoint / MANIFEST_FILE).write_text(new.to_json())
+
+
+def sealed(body: dict) -> str:
+    """Return a manifest of any content with a digest that fits."""
+    body = {name: value for name, value in body.items() if name != "sha256"}
+    sha256 = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return json.dumps({**body, "sha256": sha256}, indent=1) + "\n"
 
 
 def read_body(checkpoint: Path) -> dict:
@@ -246,12 +254,68 @@ def test_unknown_format_is_refused(checkpoint, monkeypatch, name, value):
         CheckpointReader(checkpoint)
 
 
-def test_newer_minor_version_is_read(checkpoint, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(manifest, "FORMAT_MINOR", 9)
-        seal(checkpoint)
+def test_newer_minor_version_is_read(checkpoint):
+    (checkpoint / MANIFEST_FILE).write_text(sealed(read_body(checkpoint) | {"format_minor": 9, "colour": "blue"}))
     with CheckpointReader(checkpoint) as reader:
+        assert reader.manifest.format_minor == 9
         assert reader.tensors
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [*(("frame", value) for value in (3, [[1]], [[-1, 5]], [[0, 1e999]], None)), ("step", None)]
+)
+def test_sealed_manifest_of_something_else_is_refused(checkpoint, name, value):
+    body = read_body(checkpoint) | {name: value}
+    if value is None:
+        del body[name]
+    (checkpoint / MANIFEST_FILE).write_text(sealed(body))
+    with pytest.raises(CheckpointError, match="not a manifest of a checkpoint"):
+        read_manifest(checkpoint)
+
+
+def test_frame_that_cannot_be_read(checkpoint, monkeypatch):
+    def fail(descriptor, nbytes, offset):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(manifest.os, "pread", fail)
+    with pytest.raises(CheckpointError, match=r"data\.h5: cannot be read"):
+        CheckpointReader(checkpoint)
+
+
+def test_manifest_in_other_words_is_refused(checkpoint):
+    text = (checkpoint / MANIFEST_FILE).read_text()
+    for other in (text[:-1], text + "\n", text.replace("\n ", "\n  "), json.dumps(json.loads(text))):
+        (checkpoint / MANIFEST_FILE).write_text(other)
+        with pytest.raises(CheckpointError, match="altered since it was written"):
+            read_manifest(checkpoint)
+
+
+@pytest.mark.parametrize("name", [DATA_FILE, MANIFEST_FILE])
+def test_links_and_pipes_in_the_place_of_files_are_refused(checkpoint, name):
+    (checkpoint / name).rename(checkpoint / "moved")
+    (checkpoint / name).symlink_to(checkpoint / "moved")
+    with pytest.raises(CheckpointError, match="expected a regular file, found a link"):
+        read_manifest(checkpoint)
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    with pytest.raises(CheckpointError, match="expected a regular file, found something else"):
+        read_manifest(checkpoint)
+
+
+def test_manifest_without_end_is_refused(checkpoint):
+    os.truncate(checkpoint / MANIFEST_FILE, 2**28 + 1)
+    with pytest.raises(CheckpointError, match="at most 268435456 bytes"):
+        read_manifest(checkpoint)
+    (checkpoint / MANIFEST_FILE).write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="not a manifest"):
+        read_manifest(checkpoint)
+
+
+def test_folder_named_after_another_step(checkpoint):
+    moved = checkpoint.rename(checkpoint.with_name("step-000000007"))
+    with pytest.raises(CheckpointError, match="its manifest is of step 1, so the folder was renamed"):
+        read_manifest(moved)
+    assert read_manifest(moved.rename(moved.with_name("best"))).step == 1
 
 
 def test_missing_data_file(checkpoint):
@@ -263,10 +327,34 @@ def test_missing_data_file(checkpoint):
 def test_data_file_of_another_checkpoint(comm, checkpoint):
     other = save(comm, checkpoint.parent, step=2)
     (other / DATA_FILE).replace(checkpoint / DATA_FILE)
-    with pytest.raises(CheckpointError, match="structure, attributes or digest tables changed"):
-        verify_checkpoint(comm, checkpoint)
+    for attempt in (lambda: CheckpointReader(checkpoint), lambda: verify_checkpoint(comm, checkpoint)):
+        with pytest.raises(CheckpointError, match="structure, attributes or digest tables changed"):
+            attempt()
+    seal(checkpoint)
     with pytest.raises(CheckpointError, match="belongs to another checkpoint"):
         CheckpointReader(checkpoint)
+
+
+def test_manifest_that_leaves_bytes_or_extents_out(comm, checkpoint):
+    body = read_body(checkpoint)
+    (checkpoint / MANIFEST_FILE).write_text(sealed(body | {"num_extents": 1}))
+    with pytest.raises(CheckpointError, match="belongs to another checkpoint"):
+        verify_checkpoint(comm, checkpoint)
+    frame = [[start + 1, stop] for start, stop in body["frame"]]
+    sha256 = digest_ranges(checkpoint / DATA_FILE, frame)
+    (checkpoint / MANIFEST_FILE).write_text(sealed(body | {"frame": frame, "frame_sha256": sha256}))
+    with pytest.raises(CheckpointError, match="bytes that no digest covers"):
+        verify_checkpoint(comm, checkpoint)
+
+
+def test_extent_table_that_leaves_elements_out(comm, checkpoint):
+    with h5py.File(checkpoint / DATA_FILE, "r+") as data:
+        data[EXTENT_TABLE][0] = data[EXTENT_TABLE][1]
+    body = read_body(checkpoint)
+    sha256 = digest_ranges(checkpoint / DATA_FILE, body["frame"])
+    (checkpoint / MANIFEST_FILE).write_text(sealed(body | {"frame_sha256": sha256}))
+    with pytest.raises(CheckpointError, match="hold 0 of its 6 elements"):
+        verify_checkpoint(comm, checkpoint)
 
 
 def test_frame_ranges_are_the_complement():
@@ -438,6 +526,16 @@ def test_free_space_is_compared_where_it_cannot_be_reserved(sized_file, monkeypa
     monkeypatch.setattr(space.os, "statvfs", lambda file: status)
     with pytest.raises(OSError, match="needs 10000 bytes, the file system has 8192 left"):
         space.reserve_space(sized_file)
+
+
+def test_the_way_to_the_disk_begins_on_linux_alone(sized_file, tmp_path, monkeypatch):
+    sized_file.write_bytes(b"x" * 5000)
+    space.start_sync(sized_file)
+    assert sized_file.read_bytes() == b"x" * 5000
+    with pytest.raises(FileNotFoundError):
+        space.start_sync(tmp_path / "nowhere")
+    monkeypatch.setattr(space.sys, "platform", "darwin")
+    space.start_sync(tmp_path / "nowhere")
 
 
 def test_import_does_not_start_mpi():

@@ -133,3 +133,16 @@ def test_plan_lists_extents_by_tensor_and_position(comm):
     assert made.table["tensor"].tolist() == [0, 1, 1]
     assert made.table["starts"].tolist() == [[0, 0], [0, 0], [2, 0]]
     assert made.table["shape"].tolist() == [[0, 0], [2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize("cores", [1, 4])
+def test_digests_are_the_same_by_any_number_of_threads(comm, monkeypatch, cores):
+    monkeypatch.setattr(plan, "usable_cores", lambda: cores)
+    monkeypatch.setattr(layout, "EXTENT_NBYTES", 1000)
+    values = np.random.default_rng(1).random((60, 7))
+    slices = [TensorSlice("/a", (60, 7), (0, 0), values), TensorSlice("/b", (60, 3), (0, 0), values[:, 2:5])]
+    made = make_plan(comm, slices)
+    assert [extent.digest for extent in made.extents] == [digest(extent.array) for extent in made.extents]
+    assert len(made.extents) > 4
+    assert sorted(made.table["crc32"].tolist()) == sorted(extent.digest for extent in made.extents)
+    assert not any(extent.digest for extent in make_plan(comm, slices, digested=False).extents)

@@ -11,7 +11,7 @@ from lepton_mpi.config.augmentation import AugmentationSettings
 from lepton_mpi.data.augmentation import Augmentation, ImageLayout
 from lepton_mpi.data.dataset import ArrayDataset, Dataset, Subset
 from lepton_mpi.data.formats.digits import open_digits
-from lepton_mpi.data.loader import Loader
+from lepton_mpi.data.loader import BatchCut, Loader
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.prefetch import Prefetcher
 from lepton_mpi.data.sampler import Sampler, SequentialSampler
@@ -46,9 +46,9 @@ class UncachedDataset(Dataset):
 @pytest.mark.parametrize("num_samples, global_batch", [(100, 32), (97, 7), (3, 8), (1, 1), (64, 64)])
 def test_ledger(data_size: int, micro_batches: int, num_samples: int, global_batch: int) -> None:
     dataset, order = counting_dataset(num_samples), Sampler(num_samples, 1)
-    options = {"global_batch": global_batch, "micro_batches": micro_batches}
+    options = {"global_batch": global_batch}
     alone = Loader(dataset, order, IDENTITY, **options)
-    loaders = [Loader(dataset, order, IDENTITY, data_index=i, data_size=data_size, **options) for i in range(data_size)]
+    loaders = [Loader(dataset, order, IDENTITY, cut=BatchCut(i, data_size, micro_batches), **options) for i in range(data_size)]
     used, epoch, position, steps = [], 4, 0, 0
     while epoch == 4:
         batches, whole = [loader.batch(epoch, position) for loader in loaders], alone.batch(epoch, position)
@@ -78,9 +78,12 @@ def test_ledger_across_a_resume_on_another_grid(sizes: tuple[int, int], batch_af
     used: list[float] = []
     epoch, position = 2, 0
     for data_size, global_batch, micro_batches, stop in ((sizes[0], 32, 1, 2), (sizes[1], batch_after, 3, 99)):
-        options = {"global_batch": global_batch, "micro_batches": micro_batches, "data_size": data_size}
+        options = {"global_batch": global_batch}
         with ExitStack() as stack:
-            loaders = [Loader(dataset, order, IDENTITY, data_index=rank, **options) for rank in range(data_size)]
+            loaders = [
+                Loader(dataset, order, IDENTITY, cut=BatchCut(rank, data_size, micro_batches), **options)
+                for rank in range(data_size)
+            ]
             sources = [stack.enter_context(Prefetcher(loader, always=True)) for loader in loaders]
             while epoch == 2 and stop:
                 batches = [source.batch(epoch, position) for source in sources]
@@ -91,11 +94,11 @@ def test_ledger_across_a_resume_on_another_grid(sizes: tuple[int, int], batch_af
 
 
 def test_micro_batches_and_empty_parts() -> None:
-    loader = Loader(counting_dataset(10), SequentialSampler(10), IDENTITY, global_batch=8, micro_batches=3)
+    loader = Loader(counting_dataset(10), SequentialSampler(10), IDENTITY, global_batch=8, cut=BatchCut(micro_batches=3))
     batch = loader.batch(0, 0)
     assert batch.sizes == [3, 3, 2] and [len(x) for x in batch.inputs] == [3, 3, 2] and [len(y) for y in batch.labels] == [3, 3, 2]
     assert loader.batch(0, 8).sizes == [1, 1, 0]
-    empty = Loader(counting_dataset(2), SequentialSampler(2), IDENTITY, global_batch=2, data_index=2, data_size=3, micro_batches=2)
+    empty = Loader(counting_dataset(2), SequentialSampler(2), IDENTITY, global_batch=2, cut=BatchCut(2, 3, 2))
     batch = empty.batch(0, 0)
     assert batch.num_global == 2 and batch.sizes == [0, 0] and [x.shape for x in batch.inputs] == [(0, 1), (0, 1)]
     assert batch.first_rows == [1, 2]
@@ -114,7 +117,7 @@ def test_only_what_is_wanted() -> None:
     batch = loader.batch(0, 4)
     assert batch.inputs == [] and batch.sizes == [4] and dataset.reads == []
     np.testing.assert_array_equal(batch.labels[0], [4, 5, 6, 7])
-    loader = Loader(dataset, SequentialSampler(1 << 20), IDENTITY, global_batch=4, want_labels=False, data_size=2, data_index=1)
+    loader = Loader(dataset, SequentialSampler(1 << 20), IDENTITY, global_batch=4, want_labels=False, cut=BatchCut(1, 2))
     batch = loader.batch(0, 4)
     assert batch.labels == [] and len(dataset.reads) == 1
     np.testing.assert_array_equal(dataset.reads[0], [6, 7])  # this rank's part and no more
@@ -135,9 +138,7 @@ def test_changes_come_in_between_reading_and_normalisation(data_size: int) -> No
             order,
             normalisation,
             global_batch=20,
-            data_index=i,
-            data_size=data_size,
-            micro_batches=2,
+            cut=BatchCut(i, data_size, 2),
             augmentation=augmentation,
         )
         for i in range(data_size)

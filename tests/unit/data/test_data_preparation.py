@@ -9,7 +9,7 @@ from lepton_mpi.config.augmentation import AugmentationSettings
 from lepton_mpi.data.augmentation import Augmentation
 from lepton_mpi.data.dataset import ArrayDataset
 from lepton_mpi.data.formats.tokens import TokenWindows
-from lepton_mpi.data.loader import EVALUATION, Loader, prepared_shape
+from lepton_mpi.data.loader import EVALUATION, BatchCut, Loader, prepared_shape
 from lepton_mpi.data.masking import NOT_ASKED, Masking
 from lepton_mpi.data.negatives import NegativeItems
 from lepton_mpi.data.normalisation import Normalisation
@@ -178,9 +178,7 @@ def test_batches_of_text_are_the_same_on_every_grid(data_size: int, micro_batche
             order,
             IDENTITY,
             global_batch=20,
-            data_index=index,
-            data_size=size,
-            micro_batches=micro_batches,
+            cut=BatchCut(index, size, micro_batches),
             seed=9,
             want_inputs=want_inputs,
             want_labels=want_labels,

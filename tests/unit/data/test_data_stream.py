@@ -14,6 +14,7 @@ from lepton_mpi.config.schema import DataConfig
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.splits import open_whole
+from lepton_mpi.data.loader import BatchCut
 from lepton_mpi.data.streams.loader import StreamLoader, open_stream
 from lepton_mpi.data.streams.records import Columns, Records, RecordStream, await_records, is_fifo, start_spool
 from lepton_mpi.errors import ConfigError, DataError
@@ -200,9 +201,7 @@ def test_each_record_goes_to_one_rank(tmp_path: Path, data_size: int, micro_batc
             open_stream(config, comm, DataNeeds("class")),
             Normalisation.identity((2,)),
             global_batch=10,
-            data_index=rank,
-            data_size=data_size,
-            micro_batches=micro_batches,
+            cut=BatchCut(rank, data_size, micro_batches),
         )
         for rank in range(data_size)
     ]

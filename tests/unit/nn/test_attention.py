@@ -30,7 +30,7 @@ class Apart(Place):
     def gather(self, length: int, unit: int = 1) -> Move:
         raise AssertionError("attention gathers nothing")
 
-    def gather_over_data(self, x: Any) -> Any:
+    def gather_over_data(self, x: Any, num_rows: int = 0) -> Any:
         raise AssertionError("attention asks no other data rank")
 
 

@@ -66,9 +66,9 @@ class ThreadPlace(Place):
         own = slice(*self.share(length, unit))
         return Shards(self.meeting, self.shard, lambda parts: np.concatenate(parts, axis=-1), lambda whole: whole[0][..., own])
 
-    def gather_over_data(self, x: Any) -> Any:
-        assert x.ndim == 1 and x.dtype == np.float64
-        return x[None] if self.shards > 1 else np.stack(self.meeting.show(self.data_rank, x))
+    def gather_over_data(self, x: Any, num_rows: int = 0) -> Any:
+        assert x.ndim == 2 and x.dtype == np.float64
+        return x if self.shards > 1 else np.concatenate(self.meeting.show(self.data_rank, x))
 
 
 def run_threads(work: Callable[[ThreadPlace], Any], *, data: int = 1, shards: int = 1) -> list[Any]:

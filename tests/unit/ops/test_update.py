@@ -10,12 +10,20 @@ from hypothesis.extra.numpy import arrays
 
 from lepton_mpi import native
 from lepton_mpi.ops.adamw_update import adamw_scalars, adamw_update, adamw_update_reference
+from lepton_mpi.ops.lamb_update import lamb_direction, lamb_direction_reference
+from lepton_mpi.ops.onebit_adam_update import (
+    frozen_adam_update,
+    frozen_adam_update_reference,
+    momentum_share,
+    momentum_share_reference,
+)
 from lepton_mpi.ops.sgd_update import sgd_update, sgd_update_reference
 from lepton_mpi.ops.sum_of_squares import sum_of_squares, sum_of_squares_reference
 
 SIZES = [0, 1, 7, 15, 16, 17, 63, 1000, 4099]
 SGD = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.01, "grad_scale": 0.37}
 ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.1, "grad_scale": 0.37}
+LAMB = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-6, "weight_decay": 0.1, "grad_scale": 0.37}
 
 
 def normal(n: int, seed: int) -> np.ndarray:
@@ -69,6 +77,44 @@ def test_adamw_same_bits_as_reference(n, special):
         assert_same_bits(values, expected)
         assert_same_bits(m, expected_m)
         assert_same_bits(v, expected_v)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_lamb_same_bits_as_reference(n, special):
+    values, m, v = normal(n, 1), np.zeros(n, np.float32), np.zeros(n, np.float32)
+    expected_m, expected_v = m.copy(), v.copy()
+    for step in (1, 2, 1000):
+        grads = normal(n, step)
+        if special and n > 0:
+            grads = with_specials(grads, step)
+        expected = grads.copy()
+        lamb_direction(values, grads, m, v, step=step, **LAMB)
+        lamb_direction_reference(values, expected, expected_m, expected_v, step=step, **LAMB)
+        for received, wanted in ((grads, expected), (m, expected_m), (v, expected_v)):
+            assert_same_bits(received, wanted)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_frozen_adam_same_bits_as_reference(n, special):
+    values, m, v = normal(n, 1), normal(n, 2), np.square(normal(n, 3))
+    v[::3] = 0
+    expected, expected_m = values.copy(), m.copy()
+    for step in (8, 9, 1000):
+        grads = normal(n, step)
+        if special and n > 0:
+            grads = with_specials(grads, step)
+        shares = grads.copy()
+        momentum_share(grads, m, beta1=0.9, num_ranks=3)
+        momentum_share_reference(shares, expected_m, 0.9, 3)
+        assert_same_bits(grads, shares)
+        frozen_adam_update(values, grads, m, v, step=step, frozen_step=7, **ADAMW)
+        frozen_adam_update_reference(expected, shares, expected_m, v, step=step, frozen_step=7, **ADAMW)
+        assert_same_bits(values, expected)
+        assert_same_bits(m, expected_m)
 
 
 def test_sgd_follows_its_formula_in_double_precision():
@@ -147,6 +193,10 @@ def test_slices_that_do_not_fit_are_refused(wrong, position):
     arguments = slices(4)
     arguments[position] = wrong
     with pytest.raises(ValueError, match="contiguous float32"):
+        lamb_direction(*arguments, step=1)
+    with pytest.raises(ValueError, match="contiguous float32"):
+        frozen_adam_update(*arguments, lr=0.1, step=2, frozen_step=1)
+    with pytest.raises(ValueError, match="contiguous float32"):
         adamw_update(*arguments, lr=0.1, step=1)
     if position < 3:
         with pytest.raises(ValueError, match="contiguous float32"):
@@ -165,6 +215,24 @@ def test_hyperparameters_out_of_range_are_refused():
         adamw_update(*slices(4), lr=0.1, beta2=-0.1, step=1)
 
 
+def test_hyperparameters_of_lamb_and_onebit_adam_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="step: expected 1"):
+        lamb_direction(*slices(4), step=0)
+    with pytest.raises(ValueError, match=r"beta2: .* received 1.0"):
+        lamb_direction(*slices(4), beta2=1.0, step=1)
+    for frozen_step in (0, 5):
+        with pytest.raises(ValueError, match="frozen_step: expected 1 or more and less than step 5"):
+            frozen_adam_update(*slices(4), lr=0.1, step=5, frozen_step=frozen_step)
+    with pytest.raises(ValueError, match=r"beta1: .* received 1.0"):
+        frozen_adam_update(*slices(4), lr=0.1, beta1=1.0, step=5, frozen_step=2)
+    with pytest.raises(ValueError, match=r"beta2: .* received -1.0"):
+        frozen_adam_update(*slices(4), lr=0.1, beta2=-1.0, step=5, frozen_step=2)
+    with pytest.raises(ValueError, match="num_ranks: expected at least 1"):
+        momentum_share(*slices(2), beta1=0.9, num_ranks=0)
+    with pytest.raises(ValueError, match=r"beta1: .* received 1.5"):
+        momentum_share(*slices(2), beta1=1.5, num_ranks=1)
+
+
 def test_native_refuses_wrong_arrays():
     values, grads, m, v = slices(4)
     short = np.zeros(9, np.float32)
@@ -175,6 +243,10 @@ def test_native_refuses_wrong_arrays():
         lambda: native.adamw_update(values, short, m, v, *adamw),
         lambda: native.adamw_update(values, grads, short, v, *adamw),
         lambda: native.adamw_update(values, grads, m, short, *adamw),
+        lambda: native.lamb_direction(values, short, m, v, *adamw[1:]),
+        lambda: native.lamb_direction(values, grads, m, short, *adamw[1:]),
+        lambda: native.frozen_adam_update(values, grads, m, short, *adamw, 1),
+        lambda: native.momentum_share(grads, short, 0.9, 1),
     ):
         with pytest.raises(ValueError, match="expected 10 values, received 9"):
             call()

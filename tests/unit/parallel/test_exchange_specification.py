@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lepton_mpi.parallel.exchange_reference import part, reduce_nodes
+from lepton_mpi.parallel.exchange_reference import reduce_nodes
+from lepton_mpi.parallel.ownership import part
 from lepton_mpi.parallel.gradient_exchange import bucket_bounds
 
 NODES = [(1,), (3,), (1, 1), (2, 2), (2, 1), (3, 1, 2), (1,) * 7, (4,) * 16]  # data ranks of each node

@@ -13,14 +13,21 @@ from lepton_mpi.models.family import DataShape, ModelSpec
 from lepton_mpi.models.mlp import Mlp
 from lepton_mpi.models.task import TASKS
 from lepton_mpi.nn.chain import Chain
+from lepton_mpi.nn.layer import Shapes
 from lepton_mpi.nn.linear import Linear
-from lepton_mpi.parallel.placement import balance_stages, plan_stage, stage_shapes
+from lepton_mpi.parallel.placement import StagePlan, balance_stages, plan_stage, stage_shapes
 from lepton_mpi.train.network import declare_model
 
 
 def mlp(in_features: int, hidden_sizes: tuple[int, ...], num_classes: int) -> ModelSpec:
     config = ModelConfig(hidden_sizes=hidden_sizes)
     return Mlp().declare(config, TASKS["classification"], DataShape((in_features,), num_classes))
+
+
+def ends(plan: StagePlan) -> tuple[Shapes, Shapes]:
+    """Return what enters and leaves a stage of one run of layers."""
+    (virtual,) = plan.virtual_stages
+    return virtual.in_shapes, virtual.out_shapes
 
 
 def best_by_force(costs: list[int], stages: int) -> int:
@@ -55,12 +62,12 @@ def test_widths_fit_from_stage_to_stage(num_hidden: int, shards: int) -> None:
         for shard in range(shards):
             plans = [plan_stage(model, stages, shards, stage, shard) for stage in range(stages)]
             assert [layer for plan in plans for layer in plan.layers] == list(model.layers)
-            assert (plans[0].in_shapes, plans[-1].out_shapes) == (((13,),), ((5,),))
+            assert (ends(plans[0])[0], ends(plans[-1])[1]) == (((13,),), ((5,),))
             for before, after in pairwise(plans):
-                assert before.out_shapes == after.in_shapes
+                assert ends(before)[1] == ends(after)[0]
             for plan in plans:
                 blocks = plan.layout.blocks
-                assert plan.in_shapes == ((blocks[0].shape[1],),)  # the columns of the first weight
+                assert ends(plan)[0] == ((blocks[0].shape[1],),)  # the columns of the first weight
                 assert [block.name for block in blocks] == [s.name for layer in plan.layers for s in layer.parameters]
                 assert plan.layer_starts == plan.layout.offsets[::2]
 
@@ -103,9 +110,9 @@ def test_a_divided_output_is_cut_in_its_units() -> None:
     layers = (Linear("a", 6, 12, split="column", unit=4), Linear("b", 12, 6, split="row", unit=4))
     model = ModelSpec("test", TASKS["regression"], DataShape((6,), 0, (6,)), layers)
     shapes = [plan_stage(model, 2, 2, stage, shard) for shard in range(2) for stage in range(2)]
-    assert [shapes[0].out_shapes, shapes[2].out_shapes] == [shapes[1].in_shapes, shapes[3].in_shapes]
-    assert sorted(plan.in_shapes[0][0] for plan in shapes[1::2]) == [4, 8]
-    assert shapes[1].in_shapes == ((shapes[1].layout.blocks[0].shape[1],),)
+    assert [ends(shapes[0])[1], ends(shapes[2])[1]] == [ends(shapes[1])[0], ends(shapes[3])[0]]
+    assert sorted(ends(plan)[0][0][0] for plan in shapes[1::2]) == [4, 8]
+    assert ends(shapes[1])[0] == ((shapes[1].layout.blocks[0].shape[1],),)
 
 
 def test_a_parameter_shared_within_a_stage_is_complete_with_its_first_layer() -> None:
@@ -123,9 +130,9 @@ def test_shapes_of_samples_with_more_columns(stages: int, shards: int) -> None:
     for stage in range(stages):
         for shard in range(shards):
             plan = plan_stage(model, stages, shards, stage, shard)
-            assert stage_shapes(model, stages, shards, stage, shard, (2,)) == (plan.in_shapes, plan.out_shapes)
-            entering, leaving = stage_shapes(model, stages, shards, stage, shard, (101,))
-            pairs = {0: (101,)}.get(stage, (100, *plan.in_shapes[0][1:]))
-            assert (entering, leaving) == ((pairs,), ((100, *plan.out_shapes[0][1:]),))
+            assert stage_shapes(model, stages, shards, stage, shard, (2,)) == (ends(plan),)
+            ((entering, leaving),) = stage_shapes(model, stages, shards, stage, shard, (101,))
+            pairs = {0: (101,)}.get(stage, (100, *ends(plan)[0][0][1:]))
+            assert (entering, leaving) == ((pairs,), ((100, *ends(plan)[1][0][1:]),))
     with pytest.raises(ConfigError, match="expected samples of 2 columns"):
         stage_shapes(model, stages, shards, 0, 0, (1,))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lepton_mpi.runtime.whole_file import WholeFile
+from lepton_mpi.runtime import whole_file
+from lepton_mpi.runtime.whole_file import WholeFile, make_folder, remove_leftovers
 
 
 @pytest.fixture
@@ -36,3 +37,42 @@ def test_an_error_leaves_what_was_there(path: Path) -> None:
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         WholeFile(tmp_path / "none" / "f")
+
+
+def test_leftovers_of_killed_jobs_are_removed_and_nothing_else(path: Path) -> None:
+    abandoned = WholeFile(path)
+    for name in (".mine.tmp", ".f-0123.tmp", "f-0123456789abcdef.tmp"):
+        (path.parent / name).touch()
+    (path.parent / ".folder-0123456789abcdef.tmp").mkdir()
+    kept = sorted(path.parent.iterdir())
+    (left,) = remove_leftovers(path.parent)
+    kept.remove(left)
+    assert left.name.startswith(".f-")
+    assert sorted(path.parent.iterdir()) == kept
+    abandoned.close()
+    assert remove_leftovers(path.parent / "none") == []
+
+
+def test_the_names_of_folders_are_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(whole_file, "sync", synced.append)
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    assert sorted(synced) == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    synced.clear()
+    make_folder(tmp_path / "a" / "b" / "c")  # a job that was killed may have made it without forcing it there
+    assert synced == [tmp_path / "a" / "b"]
+
+
+def test_a_folder_under_one_that_cannot_be_read_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(whole_file, "sync", refuse)
+    make_folder(tmp_path / "a")
+    assert (tmp_path / "a").is_dir()
+
+
+def test_a_folder_that_cannot_be_made(path: Path) -> None:
+    with pytest.raises(FileExistsError):
+        make_folder(path)

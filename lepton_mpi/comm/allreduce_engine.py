@@ -1,0 +1,120 @@
+"""The C++ all-reduce with the communicators and the shared memory that it works on."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_mpi import native
+from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.node_memory import MemoryPlan, NodeMemory
+from lepton_mpi.comm.nodes import number_nodes, split_nodes
+from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.runtime.threads import usable_cores
+
+# Numbers of the wire format, docs/wire_format.md.
+CODEC_NUMBERS = {"exact": 0, "bf16": 1, "int8": 2, "fp16": 3, "int4": 4, "sign1": 5}
+# Codecs that lose so much that training needs the error to be sent later.
+FEEDBACK_CODECS = frozenset({"int4", "sign1"})
+
+# How long to look without a pause where every rank has a core: longer than a wake-up by the kernel takes.
+_SPIN_S = 100e-6
+
+# Longest message between nodes. Below Open MPI's eager limit for TCP (64 KiB with its header), so that a message needs no
+# answer before it may go: at 1 Gbit/s long messages filled 70% of the link, these nearly all of it.
+_MESSAGE_NBYTES = 60_000
+
+
+@final
+class AllReduceEngine:
+    """One rank's part of the all-reduce of a communicator.
+
+    Attributes:
+        comm: all ranks, a duplicate of what was handed in.
+        node, peers: the ranks of this node, and those with the same place on other nodes.
+        node_index, num_nodes, ranks_on_node: how they are spread.
+        num_owners: the ranks of every node that own a slice each; owner: which slice is this rank's, or None.
+    """
+
+    @collective("comm")
+    def __init__(
+        self, comm: MPI.Intracomm, *, ranks_per_node: int, chunk_mib: float, depth: int, timeout_s: float, background: bool
+    ) -> None:
+        """Set communicators and memory up.
+
+        Collective over comm.
+
+        Args:
+            comm: the ranks that add up; duplicated, never communicated on.
+            ranks_per_node: treat this many consecutive ranks as one node; 0 asks MPI.
+            chunk_mib: longest piece of an array that moves as one, MiB.
+            depth: chunks on their way at a time.
+            timeout_s: give up when nothing moves for this long.
+            background: whether a thread makes progress between start and finish.
+
+        Raises:
+            SharedMemoryError: the ranks of a node cannot share enough memory.
+        """
+        self.comm = comm.Dup()
+        self.node = split_nodes(self.comm, ranks_per_node)
+        self.node_index, self.num_nodes = number_nodes(self.comm, self.node)
+        rank, ranks = self.node.Get_rank(), self.node.Get_size()
+        self.peers = self.comm.Split(rank, self.node_index)
+        self.num_owners = int(self.comm.allreduce(ranks, op=MPI.MIN))
+        self.ranks_on_node = ranks
+        self.owner = rank if rank < self.num_owners else None
+        chunk_values = max(int(chunk_mib * 2**20 / 4), 1)
+        plan = MemoryPlan()
+        signal_nbytes = native.AllReduce.signal_nbytes(ranks)
+        signals = plan.place(signal_nbytes)
+        staging_values = native.AllReduce.staging_values(ranks, self.num_owners, chunk_values, depth)
+        staging = plan.place(4 * staging_values)
+        memory = NodeMemory(self.node, plan.nbytes)
+        own_rank = self.comm.Get_rank()
+        self.native = native.AllReduce(
+            signals=memory.array(signals, signal_nbytes, np.uint8),
+            staging=memory.array(staging, staging_values, np.float32),
+            peers=self.peers.py2f() if self.num_nodes > 1 and self.owner is not None else None,
+            rank=rank,
+            node_ranks=self.node.allgather(own_rank),
+            peer_ranks=self.peers.allgather(own_rank),
+            num_nodes=self.num_nodes,
+            num_owners=self.num_owners,
+            chunk_values=chunk_values,
+            depth=depth,
+            message_nbytes=_MESSAGE_NBYTES,
+            timeout_s=timeout_s,
+            spin_s=_SPIN_S if ranks <= usable_cores() else 0.0,
+            background=background,
+        )
+
+    def start(
+        self,
+        values: NDArray[np.float32] | None,
+        out: NDArray[np.float32],
+        codec: str,
+        residual: NDArray[np.float32] | None,
+        scale: float,
+    ) -> int:
+        """Queue the sum of an array and return its number. Local, but all ranks must start the same ones in one order."""
+        return self.native.start(values, out, CODEC_NUMBERS[codec], residual, scale)
+
+    def owned(self, size: int) -> slice:
+        """Return the slice of an array of some size that this rank sums; empty for ranks that own none. Local."""
+        if self.owner is None:
+            return slice(0, 0)
+        return slice(*native.AllReduce.slice(size, self.num_owners, self.owner))
+
+    @collective("comm")
+    def free(self) -> None:
+        """Stop the background thread and give communicators back.
+
+        Collective over comm.
+        """
+        engine: Any = self.__dict__.pop("native", None)
+        del engine  # joins the thread, which uses the communicators
+        for comm in (self.peers, self.node, self.comm):
+            if comm != MPI.COMM_NULL:
+                comm.Free()

@@ -1,0 +1,141 @@
+"""Which way to sum, for every size class: predicted at first, tried out, then watched."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from lepton_mpi.comm.cost_model import LOSSLESS, PLAIN, WORTH_IT, Machine, choose, predict
+
+# A candidate is tried out if its prediction is within this factor of the best one.
+_PLAUSIBLE = 2.0
+_TRIALS = 4  # of each, of which the first warms up
+_AGREE_EVERY = 32  # sums of a class between looks at what they took
+_PROBE_EVERY = 512  # sums of a class between trials of the ways not taken
+_WEIGHT = 0.3  # of the newest in a running mean
+
+_log = logging.getLogger(__name__)
+
+# Takes one number per candidate of this rank, returns the largest of all ranks.
+Agree = Callable[[list[float]], list[float]]
+
+
+@dataclass
+class _SizeClass:
+    nbytes: int
+    predicted: dict[str, float]
+    chosen: str
+    trials: deque[str]
+    num_sums: int = 0
+    next_look: int = _AGREE_EVERY  # at how many sums ranks agree on what was measured
+    next_probe: int = _PROBE_EVERY
+    times: dict[str, list[float]] = field(default_factory=dict)  # of this rank, since ranks agreed last
+    means: dict[str, float] = field(default_factory=dict)  # agreed
+
+
+@final
+class ReduceChoice:
+    """Choose among plain MPI and codecs by the size of the array.
+
+    All ranks ask for the same sizes in the same order, so that they try the same ways at the same time; what they measured
+    is agreed on, and so the choice is the same on all.
+    """
+
+    def __init__(self, machine: Machine, allow: Sequence[str], agree: Agree, plain: bool = True) -> None:
+        """Start with predictions only.
+
+        Local.
+
+        Args:
+            machine: what was measured, equal on all ranks.
+            allow: codecs that may be chosen.
+            agree: see `Agree`; collective.
+            plain: whether MPI_Allreduce may be chosen.
+        """
+        self._machine, self._agree = machine, agree
+        self._candidates = [*([PLAIN] if plain else []), *allow]
+        self._classes: dict[int, _SizeClass] = {}
+
+    def next(self, nbytes: int) -> str:
+        """Return the way for the next sum of so many bytes. Collective over the ranks that agree, now and then."""
+        size_class = self._classes.get(nbytes.bit_length()) or self._start_class(nbytes)
+        if len(self._candidates) > 1 and not size_class.trials:
+            if size_class.num_sums >= size_class.next_look:
+                self._decide(size_class)
+                size_class.next_look = size_class.num_sums + _AGREE_EVERY
+            if size_class.num_sums >= size_class.next_probe:
+                others = [c for c in self._plausible(size_class) if c != size_class.chosen]
+                self._try_out(size_class, others)
+                size_class.next_probe = size_class.num_sums + _PROBE_EVERY
+        size_class.num_sums += 1
+        return size_class.trials.popleft() if size_class.trials else size_class.chosen
+
+    def record(self, nbytes: int, way: str, seconds: float) -> None:
+        """Tell how long a sum took on this rank. Local."""
+        self._classes[nbytes.bit_length()].times.setdefault(way, []).append(seconds)
+
+    def chosen(self, nbytes: int) -> str:
+        """Return what is chosen for a size now. Local."""
+        size_class = self._classes.get(nbytes.bit_length())
+        return size_class.chosen if size_class else choose(self._predict(nbytes))
+
+    def _predict(self, nbytes: int) -> dict[str, float]:
+        return {c: predict(self._machine, c, nbytes) for c in self._candidates}
+
+    def _start_class(self, nbytes: int) -> _SizeClass:
+        predicted = self._predict(nbytes)
+        size_class = _SizeClass(nbytes, predicted, choose(predicted), deque())
+        plausible = self._plausible(size_class)
+        if len(plausible) > 1:
+            self._try_out(size_class, plausible)
+        self._classes[nbytes.bit_length()] = size_class
+        _log.info("all-reduce of %s: begins with %s; predicted: %s", _size(nbytes), size_class.chosen, _times(predicted))
+        return size_class
+
+    def _try_out(self, size_class: _SizeClass, ways: Sequence[str]) -> None:
+        size_class.trials.extend(way for _ in range(_TRIALS) for way in ways)
+        size_class.next_look = size_class.num_sums + len(size_class.trials)
+
+    def _plausible(self, size_class: _SizeClass) -> list[str]:
+        predicted = size_class.predicted
+        expected = {c: size_class.means.get(c, t) for c, t in predicted.items()}
+        limit = _PLAUSIBLE * min(expected.values())
+        # Compression must be expected to pay, too, so that a lucky measurement alone does not choose it.
+        lossless = predicted.get("exact", predicted.get(PLAIN))
+        pays = {c for c in predicted if lossless is None or predicted[c] < WORTH_IT * lossless}
+        return [c for c in self._candidates if c in LOSSLESS or (c in pays and expected[c] <= limit)]
+
+    def _decide(self, size_class: _SizeClass) -> None:
+        """Agree on what the ways took, and choose again."""
+        own = [_median(size_class.times.get(c, [])) for c in self._candidates]
+        size_class.times.clear()
+        for candidate, seconds in zip(self._candidates, self._agree(own), strict=True):
+            if seconds > 0:
+                before = size_class.means.get(candidate, seconds)
+                size_class.means[candidate] = before + _WEIGHT * (seconds - before)
+        if not size_class.means:
+            return
+        chosen = choose(size_class.means)
+        if chosen != size_class.chosen or size_class.num_sums <= 2 * _AGREE_EVERY:
+            _log.info(
+                "all-reduce of %s: takes %s; predicted: %s; measured: %s",
+                _size(size_class.nbytes), chosen, _times(size_class.predicted), _times(size_class.means),
+            )  # fmt: skip
+        size_class.chosen = chosen
+
+
+def _median(times: Sequence[float]) -> float:
+    """Return the median without the first, which may have warmed up; 0 for none."""
+    kept = sorted(times[1:] or times)
+    return kept[len(kept) // 2] if kept else 0.0
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.3g} MB" if nbytes >= 10**6 else f"{nbytes / 1e3:.3g} KB"
+
+
+def _times(seconds: dict[str, float]) -> str:
+    return ", ".join(f"{c} {1e3 * t:.3g} ms" for c, t in seconds.items())

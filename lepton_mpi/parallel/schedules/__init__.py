@@ -1,0 +1,1 @@
+"""Pipeline schedules: what each stage does, in which order, as plain data."""
