@@ -40,7 +40,8 @@ def _main(argv: Sequence[str], program: str, world: MPI.Intracomm, report: Failu
         if world.Get_rank() == 0:
             sys.stdout.write(format_help(program) if arguments.help else format_toml(arguments.config))
         return 0
-    num_threads = limit_threads(arguments.config.run.threads)
+    # The number of threads may change how a product is divided, and so its bits.
+    num_threads = limit_threads(1 if arguments.config.train.reproducible else arguments.config.run.threads)
     from lepton_mpi.train.command import run_training
 
     return run_training(world, arguments.config, num_threads, report)

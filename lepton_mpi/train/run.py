@@ -329,9 +329,14 @@ def choose_virtual_grid(config: Config, model: ModelSpec, shape: GridShape) -> V
             f'reduce.mode = "{config.reduce.mode}" rounds what travels between nodes, and so depends on the grid: set it to '
             '"exact", or train.reproducible to false'
         )
+    if config.run.threads > 1:
+        raise ConfigError(
+            f"run.threads = {config.run.threads}: the bits of a product depend on its threads, and with train.reproducible "
+            "there is one a rank: leave run.threads at 0, and start more ranks"
+        )
     if config.optimizer.name == "onebit_adam":
         raise ConfigError(
-            "optimizer.name = \"onebit_adam\" sends rounded momentum, which depends on the grid: choose another, or set "
+            'optimizer.name = "onebit_adam" sends rounded momentum, which depends on the grid: choose another, or set '
             "train.reproducible to false"
         )
     if model.batch_statistics and train.micro_batches > 1:
