@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -25,6 +26,23 @@ from crash_shim.kills import KillTrials, Kind
 from crash_shim.power_loss import PowerLossTrials, record_saves, save_whole
 
 from lepton_mpi.checkpoint.drivers import mpio_obstacle
+
+
+class Deadline:
+    """When no more trials begin: after a time, or when asked by SIGTERM or SIGINT; what was found until then is printed."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._end, self._asked = time.monotonic() + limit_s, False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time has come."""
+        return self._asked or time.monotonic() > self._end
+
+    def _ask(self, number: int, frame: object) -> None:
+        self._asked = True
 
 
 def main() -> int:
@@ -47,10 +65,10 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="crash-trials-", dir=arguments.folder)).resolve()
     found: dict[str, Any] = {"machine": platform.platform()} | {name: vars(arguments)[name] for name in ("seed", "first", "ranks")}
     begin = time.monotonic()
-    limit = begin + arguments.time_limit_s
+    deadline = Deadline(arguments.time_limit_s)
     with Cluster(folder, arguments.ranks) as cluster:
         if arguments.kind != "power-loss":
-            found["kill"] = kill_trials(cluster, folder, arguments, limit)
+            found["kill"] = kill_trials(cluster, folder, arguments, deadline)
         if arguments.kind != "kill":
             # They do all that the others do, and replace a checkpoint.
             recorded = {kind.name: record_saves(cluster, kind, folder) for kind in save_kinds(arguments.saves) if kind.damage}
@@ -58,7 +76,7 @@ def main() -> int:
     if arguments.kind != "kill":
         power_loss = PowerLossTrials(recorded, whole, folder, arguments.seed, arguments.sabotage)
         for _ in power_loss.run(arguments.first, arguments.trials):
-            if time.monotonic() > limit:
+            if deadline.is_over:
                 break
         found["power_loss"] = power_loss.summary()
     found["duration_s"] = round(time.monotonic() - begin, 1)
@@ -81,13 +99,13 @@ def save_kinds(wanted: list[str]) -> list[Kind]:
     return [kind for kind in kinds if not wanted or kind.name in wanted]
 
 
-def kill_trials(cluster: Cluster, folder: Path, arguments: argparse.Namespace, limit: float) -> dict[str, Any]:
+def kill_trials(cluster: Cluster, folder: Path, arguments: argparse.Namespace, deadline: Deadline) -> dict[str, Any]:
     """Make the kill trials and return what they found."""
     trials = KillTrials(cluster, save_kinds(arguments.saves), folder, arguments.seed, arguments.sabotage)
     for _ in trials.run(arguments.first, arguments.trials):
         if trials.result.trials % 50 == 0:
             print(f"{trials.result.trials} kills, {len(trials.result.failures)} failures", file=sys.stderr, flush=True)
-        if time.monotonic() > limit:
+        if deadline.is_over:
             break
     result = trials.result
     return {

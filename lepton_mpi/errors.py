@@ -40,6 +40,10 @@ class CheckpointError(LeptonError):
     exit_code = 2
 
 
+class FormatVersionError(CheckpointError):
+    """A whole checkpoint is of a format that this version does not read."""
+
+
 class SaveError(CheckpointError):
     """A run that went well so far could not save its state."""
 

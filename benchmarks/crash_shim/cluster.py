@@ -34,6 +34,11 @@ def compile_shim(folder: Path) -> Path:
     return library
 
 
+def fast_folder() -> str | None:
+    """Return a folder in memory, None if there is none."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
 def base_environment() -> dict[str, str]:
     """Return the environment of jobs: nothing of a launcher above, and the quickest start of Open MPI on one machine."""
     settings = {
@@ -87,7 +92,9 @@ class Cluster:
     def __init__(self, folder: Path, num_ranks: int) -> None:
         self.folder, self.num_ranks = folder, num_ranks
         self.shim = compile_shim(folder)
-        self._environment = base_environment()
+        # Open MPI's own shared memory outlives ranks that are killed.
+        self._memory = tempfile.TemporaryDirectory(prefix="crash-memory-", dir=fast_folder())
+        self._environment = base_environment() | {"OMPI_MCA_btl_sm_backing_directory": self._memory.name}
         launcher = Path(sys.executable).parent / "mpirun"
         self._launcher = str(launcher) if launcher.exists() else "mpirun"
         # Unix sockets have short names only.
@@ -114,6 +121,7 @@ class Cluster:
         self._server.stdin.close()
         self._server.wait()
         self._sockets.cleanup()
+        self._memory.cleanup()
 
     def run(self, run_folder: Path, options: list[str], steps: int, at: str = "", trace: Path | None = None) -> Ended:
         """Run a training job to its end, whatever end that is.

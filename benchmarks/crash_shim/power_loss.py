@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from crash_shim.cluster import ANNOUNCED, Cluster
+from crash_shim.cluster import ANNOUNCED, Cluster, fast_folder
 from crash_shim.disk import SURVIVALS, Disk, Recorded
 from crash_shim.kills import OPTIONS, Kind, damage_newest
 from crash_shim.trace import DAMAGER, Call, read_trace
@@ -72,7 +72,7 @@ class PowerLossTrials:
     def run(self, first: int, num_trials: int) -> Iterator[None]:
         """Make trials number `first` and on; yield after each."""
         names = sorted(self._disks)
-        with tempfile.TemporaryDirectory(prefix="crash-state-", dir=_fast_folder()) as own:
+        with tempfile.TemporaryDirectory(prefix="crash-state-", dir=fast_folder()) as own:
             for index in range(first, first + num_trials):
                 self._make_trial(index, names[index % len(names)], Path(own, "state"))
                 yield
@@ -176,8 +176,3 @@ def digest_checkpoint(path: Path) -> tuple[int, str]:
         for name, info in reader.tensors.items():
             digest.update(f"{name} {info}".encode() + reader.read(name, (0,) * len(info.shape), info.shape).tobytes())
         return reader.step, digest.hexdigest()
-
-
-def _fast_folder() -> str | None:
-    """Return a folder in memory, if there is one: states need no disk."""
-    return "/dev/shm" if Path("/dev/shm").is_dir() else None

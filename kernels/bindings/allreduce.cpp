@@ -36,14 +36,15 @@ AllReduceOptions make_options(int rank, int num_ranks, int num_nodes, int num_ow
   options.num_ranks = num_ranks;
   options.num_nodes = num_nodes;
   options.num_owners = num_owners;
-  options.pipeline = {chunk_values, depth, 0};
+  options.pipeline.chunk_values = chunk_values;
+  options.pipeline.depth = depth;
   return options;
 }
 
 std::unique_ptr<AllReduceHandle> make_allreduce(ByteArray signals, FloatArray staging, std::optional<int> peers,
                                                 int rank, std::vector<int> node_ranks, std::vector<int> peer_ranks,
                                                 int num_nodes, int num_owners, std::int64_t chunk_values, int depth,
-                                                std::int64_t message_nbytes, double timeout_s, double spin_s, bool background) {
+                                                double timeout_s, double spin_s, bool background) {
   const int num_ranks = static_cast<int>(node_ranks.size());
   if (rank < 0 || rank >= num_ranks) throw py::value_error("rank is outside the node");
   if (chunk_values < 1 || depth < 1 || num_owners < 1) throw py::value_error("expected positive sizes");
@@ -53,15 +54,14 @@ std::unique_ptr<AllReduceHandle> make_allreduce(ByteArray signals, FloatArray st
   options.timeout_s = timeout_s;
   options.spin_s = spin_s;
   options.background = background;
-  options.pipeline.message_nbytes = message_nbytes;
   if (checked_size(staging, "staging") < AllReduce::staging_values(options))
     throw py::value_error("staging is too small: expected " + std::to_string(AllReduce::staging_values(options)) +
                           " values, received " + std::to_string(staging.size()));
   auto handle = std::make_unique<AllReduceHandle>();
   auto* const memory = reinterpret_cast<std::byte*>(signals.mutable_data());
   const MPI_Comm comm = peers ? MPI_Comm_f2c(static_cast<MPI_Fint>(*peers)) : MPI_COMM_NULL;
-  handle->engine = std::make_unique<AllReduce>(memory, static_cast<std::size_t>(signals.size()),
-                                               staging.mutable_data(), comm, std::move(options));
+  handle->engine = std::make_unique<AllReduce>(memory, static_cast<std::size_t>(signals.size()), staging.mutable_data(),
+                                               comm, std::move(options));
   handle->signals = std::move(signals);
   handle->staging = std::move(staging);
   return handle;
@@ -104,7 +104,7 @@ void bind_allreduce(py::module_& m) {
   py::class_<AllReduceHandle>(m, "AllReduce")
       .def(py::init(&make_allreduce), py::kw_only(), py::arg("signals").noconvert(), py::arg("staging").noconvert(),
            py::arg("peers"), py::arg("rank"), py::arg("node_ranks"), py::arg("peer_ranks"), py::arg("num_nodes"),
-           py::arg("num_owners"), py::arg("chunk_values"), py::arg("depth"), py::arg("message_nbytes"), py::arg("timeout_s"), py::arg("spin_s"),
+           py::arg("num_owners"), py::arg("chunk_values"), py::arg("depth"), py::arg("timeout_s"), py::arg("spin_s"),
            py::arg("background"))
       .def_static("signal_nbytes", &AllReduce::signal_nbytes, py::arg("num_ranks"))
       .def_static(

@@ -19,13 +19,14 @@ using ByteArray = py::array_t<std::uint8_t, py::array::c_style>;
 struct ExchangeHandle {
   std::vector<FloatArray> grads;
   ByteArray signals;
+  std::optional<FloatArray> residual;
   std::unique_ptr<Exchange> exchange;
 };
 
 std::unique_ptr<ExchangeHandle> make_exchange(std::vector<FloatArray> grads, ByteArray signals, int rank,
                                               int num_owners, std::optional<int> peers, int codec,
                                               std::vector<std::int64_t> bounds, double timeout_s, double spin_s,
-                                              bool own_pieces) {
+                                              bool own_pieces, std::optional<FloatArray> residual) {
   if (grads.empty() || bounds.empty()) throw py::value_error("grads and bounds must not be empty");
   std::vector<float*> pointers;
   for (FloatArray& grad : grads) {
@@ -42,6 +43,12 @@ std::unique_ptr<ExchangeHandle> make_exchange(std::vector<FloatArray> grads, Byt
   options.timeout_s = timeout_s;
   options.spin_s = spin_s;
   options.own_pieces = own_pieces;
+  if (residual) {
+    if (residual->size() < bounds.back())
+      throw py::value_error("residual must hold " + std::to_string(bounds.back()) + " values, received " +
+                            std::to_string(residual->size()));
+    options.residual = residual->mutable_data();
+  }
   auto handle = std::make_unique<ExchangeHandle>();
   auto* const memory = reinterpret_cast<std::byte*>(signals.mutable_data());
   const auto memory_nbytes = static_cast<std::size_t>(signals.size());
@@ -50,6 +57,7 @@ std::unique_ptr<ExchangeHandle> make_exchange(std::vector<FloatArray> grads, Byt
       std::make_unique<Exchange>(std::move(pointers), memory, memory_nbytes, comm, std::move(bounds), options);
   handle->grads = std::move(grads);
   handle->signals = std::move(signals);
+  handle->residual = std::move(residual);
   return handle;
 }
 
@@ -68,7 +76,7 @@ void bind_exchange(py::module_& m) {
   py::class_<ExchangeHandle>(m, "Exchange")
       .def(py::init(&make_exchange), py::kw_only(), py::arg("grads"), py::arg("signals"), py::arg("rank"),
            py::arg("num_owners"), py::arg("peers"), py::arg("codec"), py::arg("bounds"), py::arg("timeout_s"),
-           py::arg("spin_s"), py::arg("own_pieces") = false)
+           py::arg("spin_s"), py::arg("own_pieces") = false, py::arg("residual") = py::none())
       .def_static("signal_nbytes", &Exchange::signal_nbytes, py::arg("num_ranks"), py::arg("num_buckets"))
       .def(
           "start", [](ExchangeHandle& h, int bucket) { h.exchange->start(bucket); }, py::arg("bucket"), unlocked)
@@ -79,6 +87,9 @@ void bind_exchange(py::module_& m) {
       .def(
           "publish", [](ExchangeHandle& h) { h.exchange->publish(); }, unlocked)
       .def(
+          "set_codec", [](ExchangeHandle& h, int codec) { h.exchange->set_codec(static_cast<Codec>(codec)); },
+          py::arg("codec"))
+      .def(
           "owned",
           [](const ExchangeHandle& h, int bucket) {
             if (bucket < 0 || bucket >= h.exchange->num_buckets()) throw py::index_error("no such bucket");
@@ -88,7 +99,7 @@ void bind_exchange(py::module_& m) {
           py::arg("bucket"))
       .def_property_readonly("num_buckets", [](const ExchangeHandle& h) { return h.exchange->num_buckets(); })
       .def_property_readonly("stats", [](const ExchangeHandle& h) {
-        const ExchangeStats& stats = h.exchange->stats();
+        const ExchangeStats stats = h.exchange->stats();
         py::dict result;
         result["sent_nbytes"] = stats.sent_nbytes;
         result["reduced_values"] = stats.reduced_values;

@@ -103,7 +103,7 @@ std::uint64_t AllReduce::start(const Reduction& reduction) {
   for (int owner = 0; owner < options_.num_owners; ++owner)
     longest = std::max(longest, slice(reduction.size, options_.num_owners, owner).size());
   // A short array is cut as well, so that it moves as a pipeline, but not into messages that are mostly latency.
-  const std::int64_t chunk = 
+  const std::int64_t chunk =
       std::clamp(round_up(longest / kChunksOfShort, kCut), std::min(kShortestChunk, chunk_values_), chunk_values_);
   const auto chunks = static_cast<std::uint64_t>((longest + chunk - 1) / chunk);
   operations_.push_back({reduction, ++num_started_, num_chunks_, num_chunks_ + chunks, chunk});
@@ -189,7 +189,7 @@ bool AllReduce::advance_alone() {
     const Reduction& r = op.reduction;
     const Extent here = extent(op, next_in_, 0);
     take(r.input, here.lo, static_cast<std::size_t>(here.size()), r.output + here.lo);
-    PeerSlice slice{r.output + here.lo, here.size(), r.codec, r.residual ? r.residual + here.lo : nullptr};
+    PeerSlice slice{r.output + here.lo, here.size(), r.codec, r.residual ? r.residual + here.lo : nullptr, true};
     submitted_.push_back({peers_.submit(slice), slice.values, slice.size, r.scale});
     ++next_in_;
     moved = true;
@@ -234,7 +234,8 @@ bool AllReduce::sum() {
     std::vector<float*> sources;
     for (int rank = 0; rank < options_.num_ranks; ++rank) sources.push_back(staged(rank, next_sum_) + at);
     if (here.size() > 0) sum_slices(sources, 0, here.size(), out);
-    PeerSlice slice{out, here.size(), r.codec, r.residual != nullptr && here.size() > 0 ? r.residual + here.lo : nullptr};
+    float* const residual = r.residual != nullptr && here.size() > 0 ? r.residual + here.lo : nullptr;
+    PeerSlice slice{out, here.size(), r.codec, residual, true};
     submitted_.push_back({peers_.submit(slice), out, here.size(), r.scale});
   }
   signals_.set(kSummed, static_cast<std::uint32_t>(++next_sum_));
@@ -272,7 +273,8 @@ bool AllReduce::copy_out() {
     if (!reached(kReduced, next_out_ + 1)) return false;
     for (int owner = 0; owner < options_.num_owners; ++owner) {
       const Extent here = extent(op, next_out_, owner);
-      put(result(next_out_) + owner * chunk_values_, static_cast<std::size_t>(here.size()), r.scale, r.output + here.lo);
+      put(result(next_out_) + owner * chunk_values_, static_cast<std::size_t>(here.size()), r.scale,
+          r.output + here.lo);
     }
   }
   signals_.set(kOut, static_cast<std::uint32_t>(++next_out_));

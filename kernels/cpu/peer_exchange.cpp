@@ -6,15 +6,12 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "lepton/exchange.hpp"
 #include "lepton/mpi_check.hpp"
 #include "lepton/simd.hpp"
 
 namespace lepton {
 namespace {
 
-// Pieces of codecs without blocks are cut at cache lines.
-constexpr std::size_t kSmallestCut = 64;
 // MPI promises tags up to 32767; far fewer chunks are in flight.
 constexpr std::uint64_t kTagRounds = 16384;
 
@@ -40,7 +37,7 @@ LEPTON_SIMD void add(const float* __restrict x, std::size_t n, float* __restrict
 }  // namespace
 
 PeerExchange::PeerExchange(MPI_Comm peers, PipelineOptions options) : peers_(peers), options_(options) {
-  if (options_.chunk_values < 1 || options_.depth < 1)
+  if (options_.chunk_values < 1 || options_.depth < 1 || options_.cut_values < 1)
     throw std::invalid_argument("a pipeline needs chunks of at least one value, and one of them in flight");
   constexpr auto block = static_cast<std::int64_t>(kMaxBlock);
   // A payload must fit MPI's int counts; exact values take most bytes.
@@ -124,7 +121,8 @@ bool PeerExchange::advance(Slot& slot) {
       return true;
     case State::gathering: {
       const bool moved = take_gathered(slot);
-      const bool all = std::all_of(slot.gathered.begin(), slot.gathered.end(), [](const Requests& r) { return r.empty(); });
+      const bool all =
+          std::all_of(slot.gathered.begin(), slot.gathered.end(), [](const Requests& r) { return r.empty(); });
       if (!all || !test_all(slot.sends)) return moved;
       slot.state = State::done;
       return true;
@@ -134,7 +132,7 @@ bool PeerExchange::advance(Slot& slot) {
 }
 
 PeerExchange::Piece PeerExchange::piece(const PeerSlice& chunk, int peer) const {
-  const auto cut = static_cast<std::int64_t>(std::max(block_values(chunk.codec), kSmallestCut));
+  const std::int64_t cut = std::max(static_cast<std::int64_t>(block_values(chunk.codec)), options_.cut_values);
   const Extent extent = part({0, chunk.size}, num_peers_, peer, cut);
   return {extent.lo, extent.size(), encoded_nbytes(chunk.codec, static_cast<std::size_t>(extent.size()))};
 }
@@ -148,8 +146,8 @@ void PeerExchange::send(Slot& slot, const void* data, std::size_t nbytes, int pe
   const std::size_t most = options_.message_nbytes > 0 ? static_cast<std::size_t>(options_.message_nbytes) : nbytes;
   for (std::size_t at = 0; at < nbytes; at += most) {
     slot.sends.emplace_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Isend(static_cast<const std::byte*>(data) + at, static_cast<int>(std::min(most, nbytes - at)), MPI_BYTE,
-                        peer, tag(slot, phase), peers_, &slot.sends.back()),
+    check_mpi(MPI_Isend(static_cast<const std::byte*>(data) + at, static_cast<int>(std::min(most, nbytes - at)),
+                        MPI_BYTE, peer, tag(slot, phase), peers_, &slot.sends.back()),
               "MPI_Isend");
   }
   sent_nbytes_ += static_cast<std::int64_t>(nbytes);
@@ -159,8 +157,8 @@ void PeerExchange::receive(const Slot& slot, Requests& requests, void* data, std
   const std::size_t most = options_.message_nbytes > 0 ? static_cast<std::size_t>(options_.message_nbytes) : nbytes;
   for (std::size_t at = 0; at < nbytes; at += most) {
     requests.emplace_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Irecv(static_cast<std::byte*>(data) + at, static_cast<int>(std::min(most, nbytes - at)), MPI_BYTE, peer,
-                        tag(slot, phase), peers_, &requests.back()),
+    check_mpi(MPI_Irecv(static_cast<std::byte*>(data) + at, static_cast<int>(std::min(most, nbytes - at)), MPI_BYTE,
+                        peer, tag(slot, phase), peers_, &requests.back()),
               "MPI_Irecv");
   }
 }
@@ -189,7 +187,7 @@ void PeerExchange::begin(Slot& slot) {
     slot.outgoing.resize(std::max(slot.outgoing.size(), others + own_nbytes));
     slot.incoming_reduced.resize(std::max(slot.incoming_reduced.size(), others));
     std::byte* in = slot.incoming_reduced.data();
-    for (int d = 1; d < num_peers_; ++d) {
+    for (int d = 1; d < num_peers_ && chunk.gather; ++d) {
       const std::size_t nbytes = piece(chunk, leader(d)).nbytes;
       receive(slot, slot.gathered[static_cast<std::size_t>(d)], in, nbytes, leader(d), 1);
       in += nbytes;
@@ -249,6 +247,12 @@ void PeerExchange::reduce(Slot& slot) {
   const auto n = static_cast<std::size_t>(mine.size);
   float* const sum = chunk.values + mine.lo;
   add_in_peer_order(slot, mine);
+  slot.state = State::gathering;
+  if (!chunk.gather) {
+    if (chunk.codec != Codec::exact && chunk.residual != nullptr)
+      settle({sum, mine.size, chunk.codec, chunk.residual + mine.lo, false});
+    return;
+  }
   const void* payload = sum;
   if (chunk.codec == Codec::exact) {
     for (int d = 1; d < num_peers_; ++d) {
@@ -265,7 +269,14 @@ void PeerExchange::reduce(Slot& slot) {
   }
   for (int d = 1; d < num_peers_; ++d) send(slot, payload, mine.nbytes, follower(d), 1);
   if (chunk.codec != Codec::exact) decode(chunk.codec, static_cast<const std::byte*>(payload), n, sum);
-  slot.state = State::gathering;
+}
+
+Extent PeerExchange::own_piece(std::int64_t size, Codec codec) const {
+  PeerSlice slice;
+  slice.size = size;
+  slice.codec = codec;
+  const Piece mine = piece(slice, peer_);
+  return {mine.lo, mine.lo + mine.size};
 }
 
 // Decodes what has arrived whole of the second phase.

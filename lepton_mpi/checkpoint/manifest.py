@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_mpi.checkpoint.layout import DATA_FILE, FORMAT_MAJOR, FORMAT_MINOR, MANIFEST_FILE, STEP_FOLDER
-from lepton_mpi.errors import CheckpointError
+from lepton_mpi.errors import CheckpointError, FormatVersionError
 
 _FORMAT_NAME = "lepton_mpi checkpoint"
 _READ_NBYTES = 2**20
@@ -58,6 +58,7 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """Read a checkpoint's manifest and compare it with itself and with the size of the data file. Local.
 
     Raises:
+        FormatVersionError: the manifest is whole, and of another major version.
         CheckpointError: the manifest is missing, altered, of an unknown major version or of another step than the
             folder's name says, or the data file is missing, has another size or is no regular file.
     """
@@ -73,7 +74,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: not a manifest ({type(error).__name__}: {error}); use an older checkpoint") from error
     if name != _FORMAT_NAME or major != FORMAT_MAJOR:
-        raise CheckpointError(
+        is_whole = name == _FORMAT_NAME and stated == _digest({"format": name, "format_major": major, **body})
+        raise (FormatVersionError if is_whole else CheckpointError)(
             f"{file}: format {name!r} version {major}, but this lepton_mpi reads {_FORMAT_NAME!r} version {FORMAT_MAJOR}; "
             "use the version that wrote it"
         )

@@ -9,12 +9,12 @@ from lepton_mpi.checkpoint.commit import list_checkpoints
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.integrity import verify_checkpoint
 from lepton_mpi.comm.contract import collective
-from lepton_mpi.errors import CheckpointError
+from lepton_mpi.errors import CheckpointError, FormatVersionError
 from lepton_mpi.runtime.mpi import MPI
 
 
 @collective("comm")
-def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger, damaged: list[str] | None = None) -> Path | None:
+def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger, damaged: dict[str, str] | None = None) -> Path | None:
     """Return the newest checkpoint whose every byte is as it was written.
 
     Collective over comm. Damaged ones are passed over with a warning from rank 0.
@@ -23,12 +23,13 @@ def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger, damaged
         comm: communicator that shares the verification.
         root: directory of the run's checkpoints; rank 0's counts.
         log: where warnings go.
-        damaged: a list to which the names of those that were passed over are added.
+        damaged: takes the names of those that were passed over, with what was wrong.
 
     Returns:
         Its directory, or None where no checkpoint was ever committed.
 
     Raises:
+        FormatVersionError: a newer version of lepton_mpi wrote the newest whole one.
         CheckpointError: there are checkpoints, but all are damaged; starting over would bury them silently.
     """
     candidates: list[Path] = []
@@ -40,10 +41,12 @@ def find_resumable(comm: MPI.Intracomm, root: Path, log: logging.Logger, damaged
     for path in candidates:
         try:
             verify_checkpoint(comm, path)
+        except FormatVersionError:
+            raise  # going back to an older one would throw away what a newer version of lepton_mpi has trained
         except CheckpointError as error:
             reasons.append(str(error))
             if damaged is not None:
-                damaged.append(path.name)
+                damaged[path.name] = str(error)
             if comm.rank == 0:
                 log.warning("CHECKPOINT %s IS DAMAGED and is passed over for an older one: %s", path.name, error)
         else:

@@ -24,7 +24,7 @@ _PERIOD = 1_000_003
 _SHIFT = 7919
 _LEAST_REPEATS, _MOST_REPEATS = 3, 200
 # Largest error of a value that travels once, as a fraction of the largest value; docs/wire_format.md.
-_TRAVEL_ERROR = {"exact": 0.0, "bf16": 2**-8, "fp16": 2**-11, "int8": 0.51 / 127, "int4": 0.52 / 7, "sign1": 2.0}
+_TRAVEL_ERROR = {"exact": 0.0, "bf16": 2**-8, "fp16": 2**-11, "int8": 0.51 / 127, "int4": 0.52 / 7, "sign1": 2.0, "auto": 2**-8}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from lepton_mpi.config.schema import Config
 from lepton_mpi.errors import ConfigError
 
 CODECS: Final = ("exact", "bf16", "fp16", "int8", "int4", "sign1")
+AUTO: Final = "auto"
+_CODECS_HELP: Final = f"among {', '.join(CODECS)}, and auto, which chooses between plain MPI, exact and bf16 (all)"
 _SIZES: Final = ("4KB", "64KB", "1MB", "16MB", "64MB", "256MB")
 
 
@@ -90,7 +92,7 @@ def add_bench_command(commands: argparse._SubParsersAction[Any]) -> None:
         "busbw: algbw 2 (P - 1) / P; sent: bytes that a rank sent to other nodes.",
     )
     bench.add_argument("what", choices=("allreduce",), help="what to measure")
-    bench.add_argument("--codecs", nargs="+", choices=CODECS, default=CODECS, metavar="C", help=f"among {', '.join(CODECS)}")
+    bench.add_argument("--codecs", nargs="+", choices=(*CODECS, AUTO), default=(*CODECS, AUTO), metavar="C", help=_CODECS_HELP)
     bench.add_argument("--sizes", nargs="+", default=_SIZES, metavar="S", help=f"bytes of an array ({' '.join(_SIZES)})")
     bench.add_argument("--seconds", type=float, default=2.0, metavar="T", help="time for each size (2)")
     bench.add_argument("--ranks-per-node", type=int, default=0, metavar="G", help="treat G consecutive ranks as a node; 0: ask MPI")

@@ -22,10 +22,6 @@ FEEDBACK_CODECS = frozenset({"int4", "sign1"})
 # How long to look without a pause where every rank has a core: longer than a wake-up by the kernel takes.
 _SPIN_S = 100e-6
 
-# Longest message between nodes. Below Open MPI's eager limit for TCP (64 KiB with its header), so that a message needs no
-# answer before it may go: at 1 Gbit/s long messages filled 70% of the link, these nearly all of it.
-_MESSAGE_NBYTES = 60_000
-
 
 @final
 class AllReduceEngine:
@@ -84,7 +80,6 @@ class AllReduceEngine:
             num_owners=self.num_owners,
             chunk_values=chunk_values,
             depth=depth,
-            message_nbytes=_MESSAGE_NBYTES,
             timeout_s=timeout_s,
             spin_s=_SPIN_S if ranks <= usable_cores() else 0.0,
             background=background,

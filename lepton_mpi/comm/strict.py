@@ -244,7 +244,10 @@ def checked(function: _Function, over: str, equal: str, patient: bool) -> _Funct
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        arguments = signature.bind(*args, **kwargs).arguments
+        try:
+            arguments = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # says itself what is wrong with its arguments
         axis = find_axis(over, arguments)
         if axis is not None:
             values = arguments.get(equal)

@@ -112,6 +112,8 @@ def call_site() -> str:
         if frame.f_back is None:
             break
         frame = frame.f_back
+    if not sites:
+        return "the end of the program"  # Python itself calls what is registered for it
     return sites[0] if len(sites) == 1 else f"{sites[0]}, called at {sites[-1]}"
 
 

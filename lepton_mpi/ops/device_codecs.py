@@ -60,6 +60,5 @@ def _check(codec: int, values: Array, payload: Array) -> None:
     if array_module(payload) is np or payload.dtype != np.uint8 or not payload.flags.c_contiguous:
         raise ValueError(f"payload: expected a contiguous uint8 CuPy array, received {payload.dtype} {type(payload).__name__}")
     if values.ndim != 1 or payload.shape != (expected,):
-        raise ValueError(
-            f"payload of codec {codec} of values of shape {values.shape}: expected 1 dim and {expected} bytes, received {payload.shape}"
-        )
+        shapes = f"values of shape {values.shape} and a payload of shape {payload.shape}"
+        raise ValueError(f"codec {codec}: expected values of 1 dim and {expected} bytes of payload, received {shapes}")

@@ -12,7 +12,7 @@ from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
 
 # Buckets, slices and pieces are cut at multiples of this many values, the longest codec block.
-BLOCK_VALUES = 256
+BLOCK_VALUES = 1024
 
 # Over which ranks the ownership of a bucket is divided: those of each node, or all of the data axis.
 Shard = Literal["node", "data"]

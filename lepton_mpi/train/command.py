@@ -103,7 +103,7 @@ def _train(
     """Resume, train, and write the summary. Collective over comm."""
     checkpoints = path / "checkpoints"
     state = TrainState()
-    distrusted: list[str] = []
+    distrusted: dict[str, str] = {}
     newest = find_resumable(comm, checkpoints, _log, distrusted)
     if newest is not None:
         state, _ = load(run.network, newest, extras=run.extras)
@@ -122,6 +122,8 @@ def _train(
             begun = Outcome(state, False, False, math.nan, None, 0.0, 0.0, 0.0)
             folder.write_summary(_summary(run, begun, "running", "", 0.0))  # what a killed job leaves
         view.begin(_banner(run, path, num_threads, num_hosts, driver), config, state, run.training.num_steps, newest)
+        for name, reason in distrusted.items():
+            view.warn(f"CHECKPOINT {name} IS DAMAGED and was passed over for an older one: {reason}")
     ready_s = time.monotonic() - begin
     _log.info("starting at step %d of %d, ready after %.2f s", state.step, run.training.num_steps, ready_s)
     best = path / _BEST if run.config.checkpoint.keep_best else None
@@ -220,12 +222,16 @@ class _View(Watcher):
     def checkpoint_failed(self, message: str) -> None:
         """Say it where people look."""
         if self._folder is not None:
-            self._progress.note(f"warning: {message}")  # the log has it already
+            self.warn(message)  # the log has it already
+
+    def warn(self, message: str) -> None:
+        """Say one line on standard output."""
+        self._progress.note(f"warning: {message}")
 
     def _warn(self, message: str) -> None:
         """Say one line on standard output and in the log."""
         _log.warning("%s", message)
-        self._progress.note(f"warning: {message}")
+        self.warn(message)
 
     def end(self, summary: Summary, path: Path, signal: str) -> None:
         """Show the result."""

@@ -192,7 +192,7 @@ class Saving:
         if self._saver.in_flight:
             _log.debug("step %d: waiting for the checkpoint of step %d", state.step, self._target_step)
             self._attempt(self._saver.drain)
-        self._target, self._target_step = root, state.step
+        self._aim(root, state.step)
         saver = self._saver
 
         def begin() -> None:
@@ -205,7 +205,7 @@ class Saving:
     @collective("grid.world")
     def _write(self, root: Path, state: TrainState) -> None:
         """Save and wait for it. Collective over grid.world."""
-        self._target, self._target_step = root, state.step
+        self._aim(root, state.step)
 
         def write() -> Path:
             self._prepare(root)
@@ -214,6 +214,12 @@ class Saving:
             return write_checkpoint(self._world, root, state.step, slices, attributes, self._driver, self._storage)
 
         self._attempt(write)
+
+    def _aim(self, root: Path, step: int) -> None:
+        """Note what is being saved; if it fails, `_failed` says when to try again."""
+        self._target, self._target_step = root, step
+        if root == self._root:
+            self._retry_at = -1
 
     @collective("grid.world")
     def _prepare(self, root: Path) -> None:

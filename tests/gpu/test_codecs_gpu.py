@@ -59,8 +59,8 @@ def test_what_does_not_fit_is_refused():
         (lambda: encode_on_device(9, x, payload), "expected codec 0"),
         (lambda: encode_on_device(2, np.zeros(10, np.float32), payload), "CuPy"),
         (lambda: encode_on_device(2, x, np.zeros(14, np.uint8)), "CuPy"),
-        (lambda: encode_on_device(2, x, payload[:-1]), "14 bytes"),
-        (lambda: decode_on_device(2, payload, x.reshape(2, 5)), "1 dim"),
+        (lambda: encode_on_device(2, x, payload[:-1]), "14 bytes of payload"),
+        (lambda: decode_on_device(2, payload, x.reshape(2, 5)), "values of 1 dim"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()

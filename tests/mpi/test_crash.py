@@ -53,8 +53,8 @@ def test_power_loss(tmp_path: Path) -> None:
     assert found["checkpoints_passed_over"] > 0
 
 
-@pytest.mark.parametrize(("kind", "trials"), [("kill", 3), ("power-loss", 60)])
-def test_trials_notice_what_is_lost(tmp_path: Path, kind: str, trials: int) -> None:
-    found = make_trials(tmp_path, "--kind", kind, "--trials", trials, "--saves", "direct-replace", "--sabotage", code=1)
+@pytest.mark.parametrize(("kind", "save", "trials"), [("kill", "direct", 3), ("power-loss", "direct-replace", 60)])
+def test_trials_notice_what_is_lost(tmp_path: Path, kind: str, save: str, trials: int) -> None:
+    found = make_trials(tmp_path, "--kind", kind, "--saves", save, "--trials", trials, "--sabotage", code=1)
     problems = [failure["problem"] for failure in found[kind.replace("-", "_")]["failures"]]
     assert any("was announced" in problem or "refused to start" in problem for problem in problems)

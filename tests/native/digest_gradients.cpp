@@ -36,6 +36,13 @@ void show_updates(const std::vector<float>& x) {
     adamw_update(values.data(), x.data(), m.data(), v.data(), n, 1e-3, 0.9, 0.999, 1e-8, 0.1, 0.37, step);
   }
   show("adamw_update", values);
+  std::vector<float> direction = x;
+  lamb_direction(values.data(), direction.data(), m.data(), v.data(), n, 0.9, 0.999, 1e-6, 0.1, 0.37, 4);
+  show("lamb_direction", direction);
+  momentum_share(direction.data(), m.data(), n, 0.9, 3);
+  show("momentum_share", direction);
+  frozen_adam_update(values.data(), direction.data(), m.data(), v.data(), n, 1e-3, 0.9, 0.999, 1e-8, 0.1, 0.37, 5, 4);
+  show("frozen_adam_update", values);
   const double sum = sum_of_squares(x.data(), n);
   show("sum_of_squares", &sum, sizeof sum);
 }

@@ -12,15 +12,15 @@
 #include <thread>
 #include <vector>
 
-#include "lepton/exchange.hpp"
+#include "lepton/extent.hpp"
 #include "lepton/peer_exchange.hpp"
 #include "lepton/signals.hpp"
 
 namespace lepton {
 
 struct AllReduceOptions {
-  int rank = 0;        // this rank among the ranks of the node
-  int num_ranks = 1;   // ranks of the node
+  int rank = 0;       // this rank among the ranks of the node
+  int num_ranks = 1;  // ranks of the node
   int num_nodes = 1;
   int num_owners = 1;  // the first this many ranks of every node own slices (nodes may differ in ranks)
   PipelineOptions pipeline;

@@ -6,28 +6,22 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "lepton/codec.hpp"
+#include "lepton/extent.hpp"
+#include "lepton/peer_exchange.hpp"
 #include "lepton/signals.hpp"
 
 namespace lepton {
-
-// A half-open range of elements of the flat gradient buffer.
-struct Extent {
-  std::int64_t lo;
-  std::int64_t hi;
-  std::int64_t size() const { return hi - lo; }
-};
-
-// Part `index` of `parts` of an extent, cut at global multiples of `block` elements; parts may be empty.
-Extent part(Extent whole, int parts, int index, std::int64_t block);
 
 struct ExchangeOptions {
   int rank = 0;        // this rank among the ranks of the node that share the model part
   int num_owners = 1;  // the first this many ranks of every node own slices (nodes may differ in ranks)
   Codec codec = Codec::exact;
-  bool own_pieces = false;  // each node owns one piece of a slice alone: reduce-scatter, and nothing is gathered
+  bool own_pieces = false;    // each node owns one piece of a slice alone: reduce-scatter, and nothing is gathered
+  float* residual = nullptr;  // error feedback, or null: as long as the gradients, used at the slices of this rank
   double timeout_s = 300;
   double spin_s = 0;
 };
@@ -66,47 +60,42 @@ class Exchange {
   // Blocks until all ranks of the node have called it: updated values may be read, gradients rewritten.
   void publish();
 
+  // Takes another codec from the next step on; all ranks must, together.
+  void set_codec(Codec codec);
+
   int num_buckets() const { return static_cast<int>(buckets_.size()); }
   // The slice of a bucket that this rank owns, or its node's piece of it.
   Extent owned(int bucket) const;
-  const ExchangeStats& stats() const { return stats_; }
+  ExchangeStats stats() const;
 
-  static constexpr std::int64_t kBlock = 256;  // the longest codec block
+  static constexpr std::int64_t kBlock = kMaxBlock;  // the longest codec block
 
  private:
-  enum class State { idle, started, scattering, gathering, done };
+  enum class State { idle, started, summed, exchanging, done };
 
   struct Bucket {
     Extent whole;
     Extent slice;
     State state = State::idle;
-    std::vector<MPI_Request> requests;
-    std::vector<std::byte> outgoing;  // encoded: one payload per peer, then the own reduced payload
-    std::vector<std::byte> incoming;  // one payload per peer, sized for either phase
+    std::uint64_t ticket = 0;
   };
 
+  static PipelineOptions pipeline();
   bool advance(int index);
   void sum_in_node(Bucket& bucket);
-  void scatter(int index);
-  void reduce_piece(int index);
-  void gather(int index);
-  void decode_gathered(Bucket& bucket);
-  Extent piece(const Bucket& bucket, int peer) const;
-  bool test(Bucket& bucket);
-  void send(Bucket& bucket, const void* data, std::size_t nbytes, int peer, int tag);
-  void receive(Bucket& bucket, void* data, std::size_t nbytes, int peer, int tag);
+  PeerSlice slice(const Bucket& bucket) const;
   bool all_done() const;
-  bool exchanging() const;
+  std::string absent_nodes() const;
 
   std::vector<float*> grads_;
   Signals signals_;
-  MPI_Comm peers_;
-  int num_peers_ = 1;
-  int peer_ = 0;
+  PeerExchange peers_;
   std::vector<Bucket> buckets_;
   ExchangeOptions options_;
+  int next_ = -1;  // the bucket that is exchanged with other nodes next
   std::uint32_t step_ = 0;
-  ExchangeStats stats_;
+  std::int64_t reduced_values_ = 0;
+  double wait_s_ = 0;
 };
 
 }  // namespace lepton

@@ -11,24 +11,30 @@
 #include <vector>
 
 #include "lepton/codec.hpp"
+#include "lepton/extent.hpp"
 
 namespace lepton {
 
 // A run of values to sum over the peers, in place.
 struct PeerSlice {
-  float* values = nullptr;    // what this peer adds on entry, the sum over all on return
-  std::int64_t size = 0;      // equal on all peers
+  float* values = nullptr;     // what this peer adds on entry, the sum over all on return
+  std::int64_t size = 0;       // equal on all peers
   Codec codec = Codec::exact;  // equal on all peers
-  // Error feedback, or null: what was not sent yet. A peer keeps the error of what it sends in the pieces of others, and
-  // that of the sum it hands out in its own piece, so the sum of this array over the peers is what is still owed.
+  // Error feedback, or null: what was not sent yet. A peer keeps the error of what it sends in the pieces of others,
+  // and that of the sum it hands out in its own piece, so the sum of this array over the peers is what is still owed.
   float* residual = nullptr;
+  // False: a peer ends with the sum of its own piece only, which is not encoded again.
+  bool gather = true;
 };
 
 // How a pipeline is cut.
 struct PipelineOptions {
   std::int64_t chunk_values = 1 << 18;  // rounded up to whole codec blocks
   int depth = 4;                        // chunks in flight
-  std::int64_t message_nbytes = 0;      // longest MPI message; 0: no limit but MPI's
+  std::int64_t cut_values = 64;         // pieces begin at multiples of this, and of the codec's block
+  // Longest MPI message; 0: MPI's own limit. Below Open MPI's eager limit for TCP (64 KiB with its header) a message
+  // needs no answer before it may go: at 1 Gbit/s long messages filled 70% of the link, these nearly all of it.
+  std::int64_t message_nbytes = 60000;
 };
 
 // Sums slices over the ranks of a communicator. Not thread-safe.
@@ -52,6 +58,9 @@ class PeerExchange {
   // The peers whose payloads the oldest chunk in flight lacks.
   std::vector<int> missing() const;
 
+  // What of a slice of `size` values this peer sums; the slice must be one chunk.
+  Extent own_piece(std::int64_t size, Codec codec) const;
+
   int num_peers() const { return num_peers_; }
   int peer() const { return peer_; }
   std::int64_t sent_nbytes() const { return sent_nbytes_; }
@@ -67,8 +76,8 @@ class PeerExchange {
     std::uint64_t sequence = 0;
     std::vector<Requests> scattered, gathered;
     Requests sends;
-    std::vector<std::byte> outgoing;        // payloads for the peers, then the reduced own piece
-    std::vector<std::byte> incoming;        // phase one: the peers' payloads of the own piece
+    std::vector<std::byte> outgoing;          // payloads for the peers, then the reduced own piece
+    std::vector<std::byte> incoming;          // phase one: the peers' payloads of the own piece
     std::vector<std::byte> incoming_reduced;  // phase two: the payloads of the peers' pieces
   };
   struct Piece {

@@ -103,7 +103,7 @@ def gradient(rank: int, step: int, num: int) -> NDArray[np.float32]:
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks_per_node", RANKS_PER_NODE)
-@pytest.mark.parametrize(("num", "bucket_mib"), [(1, 4), (255, 4), (256, 4), (257, 0.001), (5000, 0.002), (100_003, 0.1)])
+@pytest.mark.parametrize(("num", "bucket_mib"), [(1, 4), (255, 4), (1024, 4), (1025, 0.001), (9000, 0.004), (100_003, 0.1)])
 def test_engine_has_the_bits_of_the_specification(
     comm: MPI.Intracomm, make: Make, ranks_per_node: int, num: int, bucket_mib: float
 ) -> None:
@@ -126,16 +126,16 @@ def test_nodes_that_do_not_hold_consecutive_ranks(
 ) -> None:
     homes = [0, 1, 1, 0]
     monkeypatch.setattr(grid_module, "_split_nodes", lambda world, _: world.Split(homes[world.Get_rank()], world.Get_rank()))
-    engine = make(0, mode, bucket_bounds(5000, 0.002))
-    grad = gradient(comm.rank, 0, 5000)
+    engine = make(0, mode, bucket_bounds(9000, 0.004))
+    grad = gradient(comm.rank, 0, 9000)
     assert engine.reduce(grad, []).tobytes() == exchange_reference(engine.grid, grad, mode, engine.bounds).tobytes()
 
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks_per_node", RANKS_PER_NODE)
 def test_owned_slices_of_a_node_make_the_buffer(comm: MPI.Intracomm, make: Make, ranks_per_node: int) -> None:
-    engine = make(ranks_per_node, "exact", bucket_bounds(5000, 0.002))
-    owned = np.zeros(5000, np.int64)
+    engine = make(ranks_per_node, "exact", bucket_bounds(9000, 0.004))
+    owned = np.zeros(9000, np.int64)
     for here in engine.owned:
         owned[here] += 1
     assert (engine.grid.data_in_node.allreduce(owned) == 1).all()
@@ -144,7 +144,7 @@ def test_owned_slices_of_a_node_make_the_buffer(comm: MPI.Intracomm, make: Make,
 @pytest.mark.mpi
 @pytest.mark.parametrize("mode", MODES)
 def test_bytes_sent_are_those_of_the_codec(comm: MPI.Intracomm, make: Make, mode: str) -> None:
-    num, nodes = 256 * 24, comm.size  # pieces of all sizes come out even at 1, 2, 3 and 4 nodes
+    num, nodes = 1024 * 24, comm.size  # pieces of all sizes come out even at 1, 2, 3 and 4 nodes
     engine = make(1, mode, [0, num])
     engine.reduce(gradient(comm.rank, 0, num), [])
     payload_nbytes = make_codec(mode).encoded_nbytes(num // nodes)
@@ -174,8 +174,8 @@ def test_a_bad_value_of_one_rank_reaches_all(comm: MPI.Intracomm, make: Make, ra
 
 @pytest.mark.mpi
 def test_starting_a_bucket_twice_is_an_error_that_harms_nothing(comm: MPI.Intracomm, make: Make) -> None:
-    engine = make(0, "exact", [0, 256, 300])
-    grad = gradient(comm.rank, 0, 300)
+    engine = make(0, "exact", [0, 1024, 1100])
+    grad = gradient(comm.rank, 0, 1100)
     engine.own_grad[:] = grad
     engine.native.start(1)
     with pytest.raises(RuntimeError, match="bucket 1 was started twice"):
@@ -187,10 +187,10 @@ def test_starting_a_bucket_twice_is_an_error_that_harms_nothing(comm: MPI.Intrac
 
 
 @pytest.mark.mpi(min_size=2)
-@pytest.mark.parametrize(("ranks_per_node", "who"), [(0, r"data rank\(s\) {last} of this node"), (1, "another node")])
+@pytest.mark.parametrize(("ranks_per_node", "who"), [(0, r"data rank\(s\) {last} of this node"), (1, r"data node\(s\) {last}")])
 def test_a_rank_that_stays_away_is_named_and_may_come_later(comm: MPI.Intracomm, make: Make, ranks_per_node: int, who: str) -> None:
-    engine = make(ranks_per_node, "int8", [0, 1024], timeout_s=1.0)
-    grad, last = gradient(comm.rank, 0, 1024), comm.size - 1
+    engine = make(ranks_per_node, "int8", [0, 8192], timeout_s=1.0)
+    grad, last = gradient(comm.rank, 0, 8192), comm.size - 1
     engine.own_grad[:] = grad
     if comm.rank != last:
         with pytest.raises(StallError, match=f"did not move for 1 s, waiting for {who.format(last=last)}"):
@@ -215,16 +215,17 @@ def test_weights_that_are_not_published_end_the_wait(comm: MPI.Intracomm, make: 
 
 @pytest.mark.mpi
 def test_what_an_engine_refuses(comm: MPI.Intracomm, make: Make) -> None:
-    good = {"rank": 0, "num_owners": 1, "peers": None, "codec": 0, "bounds": [0, 256, 300], "timeout_s": 1.0, "spin_s": 0.0}
-    good |= {"grads": [np.zeros(300, np.float32)], "signals": NodeMemory(MPI.COMM_SELF, 4096).array(0, 4096, np.uint8)}
+    good = {"rank": 0, "num_owners": 1, "peers": None, "codec": 0, "bounds": [0, 1024, 1100], "timeout_s": 1.0, "spin_s": 0.0}
+    good |= {"grads": [np.zeros(1100, np.float32)], "signals": NodeMemory(MPI.COMM_SELF, 4096).array(0, 4096, np.uint8)}
     native.Exchange(**good)
     small = NodeMemory(MPI.COMM_SELF, 4096).array(0, 64, np.uint8)
     for change, message in [
         ({"bounds": []}, "must not be empty"),
-        ({"bounds": [0, 100, 300]}, "multiples of 256"),
-        ({"bounds": [256, 300]}, "start at 0 and grow"),
-        ({"bounds": [0, 512, 256]}, "start at 0 and grow"),
-        ({"bounds": [0, 512]}, "must hold 512 values, received 300"),
+        ({"bounds": [0, 100, 300]}, "multiples of 1024"),
+        ({"bounds": [1024, 1100]}, "start at 0 and grow"),
+        ({"bounds": [0, 2048, 1024]}, "start at 0 and grow"),
+        ({"bounds": [0, 2048]}, "must hold 2048 values, received 1100"),
+        ({"residual": np.zeros(5, np.float32)}, "residual must hold 1100 values, received 5"),
         ({"rank": 1}, "rank is outside"),
         ({"num_owners": 2}, "number of owners"),
         ({"num_owners": 0}, "number of owners"),

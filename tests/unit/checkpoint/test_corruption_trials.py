@@ -22,6 +22,7 @@ FILE = Path(__file__).parents[3] / "benchmarks" / "corruption_trials.py"
 def trials(monkeypatch):
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))  # which the benchmark sets, to be put back
+    monkeypatch.syspath_prepend(FILE.parent)
     spec = importlib.util.spec_from_file_location("corruption_trials", FILE)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # as dataclasses want it

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lepton_mpi.comm import strict_record
 from lepton_mpi.comm.strict import checked, find_axis
 from lepton_mpi.comm.strict_board import STATE_NBYTES, State
 from lepton_mpi.comm.strict_record import RECORD_NBYTES, Record, call_site, describe_difference, name_ranks
@@ -69,6 +70,12 @@ def test_the_call_site_is_this_line() -> None:
     assert Path(__file__).read_text().splitlines()[int(line) - 1].strip() == "site = call_site()"
 
 
+def test_calls_at_the_end_of_the_program_have_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    machinery = type("Everything", (), {"__contains__": lambda self, file: True})()
+    monkeypatch.setattr(strict_record, "_MACHINERY", machinery)  # as where Python itself calls a marked function
+    assert call_site() == "the end of the program"
+
+
 def test_states_come_back() -> None:
     for state in (State(), State(SUM, None, True, 1.5), State(SUM, GATHER, False, 2.5), State(None, GATHER, False, 0.0)):
         packed = state.pack()
@@ -124,3 +131,5 @@ def test_a_checked_function_compares_before_it_runs() -> None:
     assert call(comm, x=array) == 7
     assert comm.calls == [(total.__qualname__, 4, "float32", True)]
     assert call.__name__ == "total"
+    with pytest.raises(TypeError, match=r"total\(\) missing 1 required positional argument: 'x'"):
+        call(comm)

@@ -155,6 +155,43 @@ def test_pending_residual_survives_a_resize(old, new):
     np.testing.assert_array_equal(again, r)
 
 
+class TwoPhases:
+    """Workers and owners that exchange with feedback on both sides; what all ranks receive is the mean."""
+
+    def __init__(self, codec, num_ranks: int, n: int) -> None:
+        self.codec = codec
+        self.workers = [np.zeros(n, np.float32) for _ in range(num_ranks)]
+        self.server = np.zeros(n, np.float32)
+
+    def step(self, gradients: list[np.ndarray]) -> np.ndarray:
+        total = np.zeros(self.server.size, np.float32)
+        payload = np.zeros(self.codec.encoded_nbytes(total.size), np.uint8)
+        for g, residual in zip(gradients, self.workers, strict=True):
+            self.codec.encode_with_feedback(g, residual, payload)
+            self.codec.decode(payload, total, add=True)
+        self.codec.encode_with_feedback(total / np.float32(len(gradients)), self.server, payload)
+        out = np.zeros_like(total)
+        self.codec.decode(payload, out)
+        return out
+
+
+@lossy
+def test_two_phases_deliver_everything_across_a_resize(codec):
+    rng = np.random.default_rng(8)
+    delivered, total = np.zeros(1500), np.zeros(1500)
+    pending = np.zeros(1500, np.float32)
+    for num_ranks in (3, 5, 2):
+        ranks = TwoPhases(codec, num_ranks, 1500)
+        ranks.workers = [pending.copy() for _ in range(num_ranks)]
+        for _ in range(40):
+            gradients = [(rng.standard_normal(1500) + 0.3).astype(np.float32) for _ in range(num_ranks)]
+            total += np.mean(gradients, axis=0, dtype=np.float64)
+            delivered += ranks.step(gradients)
+        pending = pending_residual(ranks.workers, ranks.server)
+    np.testing.assert_allclose(delivered + pending, total, atol=1e-3)
+    assert np.abs(pending).mean() < np.abs(total).mean() / 5
+
+
 def test_pending_residual_refuses_what_does_not_fit():
     for workers, server in (([], None), ([normal(3), normal(4)], None), ([normal(3)], normal(4))):
         with pytest.raises(CodecError, match="residuals to merge"):

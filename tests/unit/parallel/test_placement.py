@@ -15,7 +15,7 @@ from lepton_mpi.models.task import TASKS
 from lepton_mpi.nn.chain import Chain
 from lepton_mpi.nn.layer import Shapes
 from lepton_mpi.nn.linear import Linear
-from lepton_mpi.parallel.placement import StagePlan, balance_stages, plan_stage, stage_shapes
+from lepton_mpi.parallel.placement import StagePlan, balance_stages, divide_model, plan_stage, stage_shapes
 from lepton_mpi.train.network import declare_model
 
 
@@ -136,3 +136,36 @@ def test_shapes_of_samples_with_more_columns(stages: int, shards: int) -> None:
             assert (entering, leaving) == ((pairs,), ((100, *ends(plan)[1][0][1:]),))
     with pytest.raises(ConfigError, match="expected samples of 2 columns"):
         stage_shapes(model, stages, shards, 0, 0, (1,))
+
+
+def test_a_parameter_of_two_runs_of_one_stage_exists_once_there() -> None:
+    model = shared_model()
+    (alone,) = (plan_stage(model, 1, 1, 0, 0, division=divide_model(model, 1, 4)),)
+    assert [len(virtual.layers) for virtual in alone.virtual_stages] == [1, 1, 1, 1]
+    assert alone.shared == ()
+    assert [block.name for block in alone.layout.blocks].count("a.weight") == 1
+    # Layers 0 and 2 on one stage, 1 and 3 on the other: a.weight is on both, though the runs that hold it are far apart.
+    first, last = (plan_stage(model, 2, 1, stage, 0, division=divide_model(model, 2, 2)) for stage in range(2))
+    assert [layer.name for layer in first.layers] == ["a", "c"]
+    assert (first.shared, last.shared) == (((0, (0, 1)),), ((0, (0, 1)),))
+    assert [block.name for block in first.layout.blocks] == ["a.weight", "a.bias", "c.weight", "c.bias"]
+    assert first.layer_starts == (first.layout.offsets[1], first.layout.offsets[2])
+    assert [plan.layout.blocks[0].is_primary for plan in (first, last)] == [True, False]
+
+
+def test_measured_costs_move_the_cuts() -> None:
+    model = shared_model()
+    assert divide_model(model, 2, costs=[0.1, 0.1, 0.1, 5.0]) == ((0, 3), (3, 4))
+    assert divide_model(model, 2, costs=[5.0, 0.1, 0.1, 0.1]) == ((0, 1), (1, 4))
+
+
+def test_shapes_of_other_samples_for_each_run_of_layers() -> None:
+    config = ModelConfig(family="recommender", task="ranking", hidden_sizes=(8, 6, 4), embedding_size=3)
+    model = declare_model(config, DataShape((2,), 0, (), (9, 30)))
+    division = divide_model(model, 2, 2)
+    for stage in range(2):
+        plan = plan_stage(model, 2, 1, stage, 0, division=division)
+        same = tuple((virtual.in_shapes, virtual.out_shapes) for virtual in plan.virtual_stages)
+        assert stage_shapes(model, 2, 1, stage, 0, (2,), division=division) == same
+        wider = stage_shapes(model, 2, 1, stage, 0, (101,), division=division)
+        assert [leaving[0][0] for _, leaving in wider] == [100, 100]

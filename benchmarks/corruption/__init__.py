@@ -1,0 +1,1 @@
+"""Damage to checkpoints, for benchmarks/corruption_trials.py."""

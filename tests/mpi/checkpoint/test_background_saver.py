@@ -1,0 +1,251 @@
+"""Checkpoints written beside the ranks: the same files, nothing announced too early, and failures that all learn of alike."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from lepton_mpi.checkpoint import saver as saver_module
+from lepton_mpi.checkpoint.commit import list_checkpoints
+from lepton_mpi.checkpoint.integrity import verify_checkpoint
+from lepton_mpi.checkpoint.layout import DATA_FILE, TensorSlice
+from lepton_mpi.checkpoint.reader import CheckpointReader
+from lepton_mpi.checkpoint.saver import BackgroundSaver
+from lepton_mpi.checkpoint.writer import write_checkpoint
+from lepton_mpi.errors import CheckpointError
+from lepton_mpi.runtime.ranges import split_range
+
+pytestmark = pytest.mark.mpi
+
+
+@pytest.fixture
+def saver(comm):
+    made = BackgroundSaver(comm)
+    yield made
+    made.close()
+
+
+def make_slices(comm, value, rows=37):
+    """Rows of one tensor, columns of another, and a scalar and odd types on one rank; none at all on a rank of its own."""
+    size, rank = (comm.size - 1 or 1), comm.rank
+    if rank >= size:
+        return []
+    start, stop = split_range(rows, size, rank)
+    left, right = split_range(23, size, rank)
+    by_rows = (np.arange(rows * 5, dtype=np.float32).reshape(rows, 5) + value)[start:stop]
+    by_columns = (np.arange(11.0 * 23).reshape(11, 23) * value)[:, left:right]
+    slices = [TensorSlice("/param/b", (rows, 5), (start, 0), by_rows), TensorSlice("/param/a", (11, 23), (0, left), by_columns)]
+    if rank == 0:
+        slices.append(TensorSlice("/count", (), (), np.array(value, np.int64)))
+        slices.append(TensorSlice("/rank_state/bytes", (3,), (0,), np.full(3, value, np.uint8)))
+        slices.append(TensorSlice("/empty", (0, 4), (0, 0), np.zeros((0, 4), np.float32)))
+    return slices
+
+
+def content(path):
+    with CheckpointReader(path) as reader:
+        tensors = {name: reader.read(name, (0,) * len(info.shape), info.shape) for name, info in reader.tensors.items()}
+        attributes = {name: value for name, value in reader.attributes.items() if name != "step"}
+    return {name: (array.dtype, array.shape, array.tobytes()) for name, array in tensors.items()}, attributes
+
+
+def finish(saver):
+    """Take steps until the save is through."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = saver.advance()
+        if path is not None:
+            return path
+        time.sleep(0.002)
+    raise AssertionError("the save does not end")
+
+
+def expect_failure(comm, saver, root, work):
+    """Do what must fail, on all ranks alike, and leave nothing; return the message."""
+    before = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    comm.Barrier()
+    with pytest.raises(CheckpointError) as caught:
+        work()
+    assert not saver.in_flight
+    comm.Barrier()
+    assert len(set(comm.allgather(str(caught.value)))) == 1
+    assert (sorted(path.name for path in root.iterdir()) if root.exists() else []) == before
+    comm.Barrier()
+    return str(caught.value)
+
+
+def test_it_holds_what_a_save_that_waits_holds(comm, root, saver):
+    for step in (1, 2, 3):
+        slices = make_slices(comm, step)
+        saver.begin(root, step, slices, {"grid": "x", "step_copy": step})
+        assert saver.in_flight
+        for tensor_slice in slices:
+            tensor_slice.array[...] = 99  # training goes on
+        path = finish(saver) if step < 3 else saver.drain()
+        assert not saver.in_flight
+        assert path == root / f"step-{step:09d}"
+        verify_checkpoint(comm, path)
+        waited = write_checkpoint(comm, root / "waited", step, make_slices(comm, step), {"grid": "x", "step_copy": step}, "direct")
+        assert content(path) == content(waited)
+        assert (path / DATA_FILE).stat().st_size == (waited / DATA_FILE).stat().st_size
+    assert len(list_checkpoints(root)) == 3
+    assert saver.drain() is None
+    assert saver.advance() is None
+
+
+def test_other_folders_take_turns(comm, root, saver):
+    for step, folder in enumerate((root / "a", root / "b", root / "a")):
+        saver.begin(folder, step, make_slices(comm, step), {})
+        verify_checkpoint(comm, saver.drain())
+
+
+def test_nothing_is_announced_before_all_are_done(comm, root, saver):
+    """A rank whose process is stopped holds the commit up, not the other ranks' steps."""
+    saver.begin(root, 0, make_slices(comm, 7), {})
+    saver.drain()
+    if comm.rank == 0:
+        os.kill(saver.process_id, signal.SIGSTOP)
+    comm.Barrier()
+    saver.begin(root, 1, make_slices(comm, 7), {})
+    for _ in range(30):
+        assert saver.advance() is None
+        time.sleep(0.002)
+    assert [path.name for path in list_checkpoints(root)] == ["step-000000000"]
+    comm.Barrier()
+    if comm.rank == 0:
+        os.kill(saver.process_id, signal.SIGCONT)
+    verify_checkpoint(comm, saver.drain())
+
+
+def test_a_killed_process_is_reported_and_replaced(comm, root, saver):
+    saver.begin(root, 1, make_slices(comm, 7), {})
+    first = saver.drain()
+    old = saver.process_id
+    if comm.rank == 0:
+        os.kill(old, signal.SIGSTOP)  # so that it is not through before it is killed
+    comm.Barrier()
+    saver.begin(root, 2, make_slices(comm, 8), {})
+    if comm.rank == 0:
+        os.kill(old, signal.SIGKILL)
+
+    def work():
+        while saver.in_flight:
+            saver.advance()
+
+    before = [path.name for path in root.iterdir() if not path.name.endswith(".tmp")]
+    comm.Barrier()
+    with pytest.raises(CheckpointError, match="that writes checkpoints was killed by SIGKILL"):
+        work()
+    comm.Barrier()
+    assert sorted(path.name for path in root.iterdir()) == sorted(before)
+    assert list_checkpoints(root) == [first]
+    comm.Barrier()
+    saver.begin(root, 3, make_slices(comm, 9), {})
+    verify_checkpoint(comm, saver.drain())
+    assert comm.rank > 0 or saver.process_id != old
+
+
+def test_lost_data_is_found_by_another_ranks_process(comm, root, saver, monkeypatch):
+    true_exchange = saver_module._Plan.exchange
+
+    def exchange(plan, digests, among):
+        if comm.rank == 0:
+            file = next(root.glob(".step-*")) / DATA_FILE
+            with open(file, "r+b") as stream:
+                stream.seek(plan.offsets["/param/b"] + 40)
+                stream.write(b"\xff")
+        comm.Barrier()
+        return true_exchange(plan, digests, among)
+
+    monkeypatch.setattr(saver_module._Plan, "exchange", exchange)
+    comm.Barrier()
+    saver.begin(root, 1, make_slices(comm, 7), {})
+    with pytest.raises(CheckpointError, match=r"tensor /param/b, extent \[0:\d+, 0:5\]: expected CRC-32 .* lost data"):
+        saver.drain()
+    comm.Barrier()
+    assert list(root.iterdir()) == []
+
+
+def test_a_folder_deleted_meanwhile(comm, root, saver):
+    saver.begin(root, 1, make_slices(comm, 7), {})
+    comm.Barrier()
+    if comm.rank == 0:
+        shutil.rmtree(root)
+    comm.Barrier()
+    with pytest.raises(CheckpointError, match="No such file or directory"):
+        saver.drain()
+    saver.begin(root, 2, make_slices(comm, 7), {})
+    verify_checkpoint(comm, saver.drain())
+
+
+def test_a_commit_that_fails(comm, root, saver, monkeypatch):
+    def fail(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(saver_module, "commit", fail)
+    saver.begin(root, 1, make_slices(comm, 7), {})
+    with pytest.raises(CheckpointError, match=r"cannot commit .*Permission denied.*check free space"):
+        saver.drain()
+    comm.Barrier()
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_disk_full(comm, root, saver):
+    if comm.rank == 0:
+        root.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "lepton_test", str(root)], check=False).returncode == 0
+    if not comm.bcast(mounted if comm.rank == 0 else None, root=0):
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        large = BackgroundSaver(comm)
+        for _ in range(2):  # it can be tried again
+            begin = lambda: large.begin(root, 1, make_slices(comm, 1, rows=2**17), {})  # noqa: E731
+            assert "No space left" in expect_failure(comm, large, root, begin)
+        large.close()
+        saver.begin(root, 1, make_slices(comm, 1), {})
+        verify_checkpoint(comm, saver.drain())
+    finally:
+        comm.Barrier()
+        if comm.rank == 0:
+            subprocess.run(["umount", str(root)], check=True)
+
+
+def test_other_slices_than_before_are_refused(comm, root, saver):
+    saver.begin(root, 1, make_slices(comm, 7), {})
+    saver.drain()
+    message = expect_failure(comm, saver, root, lambda: saver.begin(root, 2, make_slices(comm, 7)[:-1], {}))
+    assert "same blocks of the same tensors" in message
+
+
+def test_impossible_attributes(comm, root, saver):
+    message = expect_failure(comm, saver, root, lambda: saver.begin(root, 2, make_slices(comm, 7), {"step": 3}))
+    assert "which the writer sets" in message
+
+
+def test_a_rank_without_memory(comm, root, saver, monkeypatch):
+    def fail(*args, **kwargs):
+        raise CheckpointError("no memory")
+
+    if comm.rank == 0:
+        monkeypatch.setattr(saver_module, "BackgroundWriter", fail)
+    comm.Barrier()
+    assert "no memory" in expect_failure(comm, saver, root, lambda: saver.begin(root, 2, make_slices(comm, 7), {}))
+    monkeypatch.undo()
+    saver.begin(root, 2, make_slices(comm, 7), {})
+    verify_checkpoint(comm, saver.drain())
+
+
+def test_abandoned_on_an_error(comm, root, saver):
+    saver.begin(root, 1, make_slices(comm, 7), {})
+    saver.advance()
+    saver.abandon()
+    comm.Barrier()
+    assert not saver.in_flight
+    assert list(root.iterdir()) == []
