@@ -63,7 +63,7 @@ def sum_in_tree_order(comm: MPI.Intracomm, leaves: Sequence[NDArray[Any]], num_l
 
     Args:
         comm: the ranks that add up; rank r has the leaves `split_range(num_leaves, size, r)`.
-        leaves: arrays of one shape and dtype on all ranks; not changed.
+        leaves: arrays of one shape and dtype on all ranks; sums may be left in them.
         num_leaves: leaves of all ranks.
 
     Returns:

@@ -42,7 +42,7 @@ def linear_by_columns(x: Any, W: Any, chunks: Chunks, b: Any = None, *, precisio
         return linear(x, W, b, precision=precision)
     y = array_module(x).empty((len(x), len(W)), x.dtype)
     for c in chunks:
-        y[:, c] = linear(x, W[c], precision=precision)
+        linear(x, W[c], precision=precision, out=y[:, c])
     if b is not None:
         y += b
     return y
@@ -77,7 +77,7 @@ def rows_backward_input(dy: Any, W: Any, chunks: Chunks, *, precision: Precision
         return linear_backward_input(dy, W, precision=precision)
     dx = array_module(dy).empty((len(dy), W.shape[1]), dy.dtype)
     for c in chunks:
-        dx[:, c] = linear_backward_input(dy, _columns(W, c, dy), precision=precision)
+        linear_backward_input(dy, _columns(W, c, dy), precision=precision, out=dx[:, c])
     return dx
 
 

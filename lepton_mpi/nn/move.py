@@ -36,7 +36,7 @@ class AddParts(Move):
     """Partial arrays, one for each chunk of the dim that was summed over, to their sum."""
 
     def forward(self, x: Any) -> Any:
-        """Return the sum of a list of arrays, in the order of one tree (`runtime/tree_order.py`); the array itself for one."""
+        """Return the sum of a list of arrays, in the order of one tree (`runtime/tree_order.py`), maybe in one of them."""
         (total,) = add_leaves(x, 0, len(x))
         return total
 
@@ -53,6 +53,6 @@ class Replicate(Move):
         return x
 
     def adjoint(self, dy: Any) -> Any:
-        """Return the sum of a list of gradients, one for each chunk."""
+        """Return the sum of a list of gradients, one for each chunk, maybe in one of them."""
         (total,) = add_leaves(dy, 0, len(dy))
         return total

@@ -7,47 +7,47 @@ from lepton_mpi.ops.checks import check_shape
 from lepton_mpi.ops.product import Precision, product
 
 
-def linear(x: Array, W: Array, b: Array | None = None, *, precision: Precision = "fp32") -> Array:
+def linear(x: Array, W: Array, b: Array | None = None, *, precision: Precision = "fp32", out: Array | None = None) -> Array:
     """Return x W^T + b. Local.
 
     Args:
         x: [B, I]; B may be 0.
         W: [O, I].
         b: [O], or None.
-        precision: see `product`.
+        precision, out: see `product`.
 
     Returns:
-        A new array [B, O].
+        An array [B, O].
 
     Raises:
         ValueError: the shapes do not fit.
     """
     check_shape("W", W, (None, None))
     check_shape("x", x, (None, W.shape[1]))
-    y: Array = product(x, W.T, precision)
+    y: Array = product(x, W.T, precision, out)
     if b is not None:
         check_shape("b", b, (W.shape[0],))
         y += b
     return y
 
 
-def linear_backward_input(dy: Array, W: Array, *, precision: Precision = "fp32") -> Array:
+def linear_backward_input(dy: Array, W: Array, *, precision: Precision = "fp32", out: Array | None = None) -> Array:
     """Return dx = dy W. Local.
 
     Args:
         dy: [B, O].
         W: [O, I].
-        precision: see `product`.
+        precision, out: see `product`.
 
     Returns:
-        A new array [B, I].
+        An array [B, I].
 
     Raises:
         ValueError: the shapes do not fit.
     """
     check_shape("W", W, (None, None))
     check_shape("dy", dy, (None, W.shape[0]))
-    dx: Array = product(dy, W, precision)
+    dx: Array = product(dy, W, precision, out)
     return dx
 
 

@@ -18,7 +18,7 @@ Precision = Literal["fp32", "bf16"]
 _FEWEST_PRODUCTS = 1 << 19
 
 
-def product(a: Array, b: Array, precision: Precision = "fp32") -> Array:
+def product(a: Array, b: Array, precision: Precision = "fp32", out: Array | None = None) -> Array:
     """Return the matrix product a b. Local.
 
     With "bf16" the operands are rounded to bfloat16 and the products are summed in fp32, which is what
@@ -30,9 +30,10 @@ def product(a: Array, b: Array, precision: Precision = "fp32") -> Array:
         a: [..., M, K], float32 (or float64 in tests).
         b: [..., K, N].
         precision: "fp32" multiplies as given.
+        out: [..., M, N], overwritten; its rows may lie apart. None: a new array.
 
     Returns:
-        A new array [..., M, N] of the operands' dtype.
+        The product, [..., M, N] of the operands' dtype.
 
     Raises:
         ValueError: the shapes do not fit, or "bf16" and an operand that is not float32.
@@ -41,10 +42,14 @@ def product(a: Array, b: Array, precision: Precision = "fp32") -> Array:
         if runs_native(a, b):
             multiply = native.bf16_product()
             if multiply is not None and a.shape[-1] == b.shape[-2] and a.size * b.shape[-1] >= _FEWEST_PRODUCTS:
-                return _product_on_units(multiply, a, b)
+                y = _product_on_units(multiply, a, b)
+                if out is None:
+                    return y
+                out[...] = y
+                return out
         a, b = round_to_bf16(a), round_to_bf16(b)
-    y: Array = array_module(a).matmul(a, b)
-    return y
+    product: Array = array_module(a).matmul(a, b, out=out)
+    return product
 
 
 def _product_on_units(multiply: native.Bf16Product, a: Array, b: Array) -> Array:

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
-from lepton_mpi.comm.waiting import wait
 from lepton_mpi.nn.layer import Shapes
 from lepton_mpi.nn.loss import Loss, LossResult
 from lepton_mpi.nn.module import Context
 from lepton_mpi.nn.piecewise import join, piece_rows
-from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.parallel.placement import StagePlan
 from lepton_mpi.parallel.schedules.forward_only import ForwardOnly
 from lepton_mpi.parallel.schedules.registry import SCHEDULES
 from lepton_mpi.parallel.schedules.schedule import Action, Kind, PipelineShape, Schedule
 from lepton_mpi.parallel.stage import CompleteFrom, GradientObserver, Stage
-from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.parallel.stage_mail import StageMail
 
 
 @dataclass(frozen=True)
@@ -70,57 +66,6 @@ class LocalLoss:
 _Key = tuple[int, int]
 # Receives that are posted before their turn, so that messages need not wait for this stage to look.
 _POSTED_AHEAD = 2
-
-
-class _Mail:
-    """Messages between virtual stages.
-
-    A message has the tag of the virtual stage and the direction that it belongs to. MPI keeps messages of one tag in order, and
-    schedules keep the micro-batches of one chunk in order, so each comes to whom it is for. Activations of several arrays travel
-    as several messages of one tag. Sends never block: their buffers are kept until they have left.
-    """
-
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm = comm
-        self._rank = comm.Get_rank()
-        self._sent: list[tuple[MPI.Request, Any]] = []
-        self._posted: dict[int, deque[list[tuple[MPI.Request, Any]]]] = defaultdict(deque)
-        self._local: dict[int, deque[Any]] = defaultdict(deque)
-
-    def send(self, x: Any, to: int, tag: int) -> None:
-        """Start sending; to this very rank by handing over. Local."""
-        if to == self._rank:
-            self._local[tag].append(x)
-            return
-        for array in x if isinstance(x, tuple) else (x,):
-            host = np.ascontiguousarray(array if isinstance(array, np.ndarray) else array_module(array).asnumpy(array))
-            self._sent.append((self._comm.Isend(host, to, tag), host))
-
-    def post(self, rows: int, shapes: Shapes, source: int, tag: int) -> None:
-        """Start receiving. Local."""
-        if source != self._rank:
-            hosts = [np.empty((rows, *shape), np.float32) for shape in shapes]
-            self._posted[tag].append([(self._comm.Irecv(host, source, tag), host) for host in hosts])
-
-    def receive(self, source: int, tag: int, like: Any) -> Any:
-        """Wait for the message that was posted first of those of a tag."""
-        if source == self._rank:
-            return self._local[tag].popleft()
-        arrays = []
-        for request, host in self._posted[tag].popleft():
-            wait(request, f"the message of stage {source}")
-            arrays.append(like.asarray(host))
-        return arrays[0] if len(arrays) == 1 else tuple(arrays)
-
-    def move(self) -> None:
-        """Give back the buffers of what has left; this is also when MPI gets to move long messages. Local."""
-        self._sent = [(request, host) for request, host in self._sent if not request.Test()]
-
-    def flush(self) -> None:
-        """Wait until all that was sent has left."""
-        for request, _ in self._sent:
-            wait(request, "the next stage to receive")
-        self._sent.clear()
 
 
 class Pipeline:
@@ -230,7 +175,7 @@ class _Step:
         self._loss = loss
         self._factor = factor
         self._observer = observer
-        self._mail = _Mail(pipeline._grid.stage)
+        self._mail = StageMail(pipeline._grid.stage)
         self._activations: dict[_Key, Any] = {}
         self._saved: dict[_Key, Any] = {}
         self._gradients: dict[_Key, Any] = {}

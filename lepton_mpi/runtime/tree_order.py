@@ -20,7 +20,7 @@ def add_leaves(leaves: Sequence[Any], first: int, num_leaves: int) -> list[Any]:
     """Return the values of the whole nodes that consecutive leaves make up. Local.
 
     Args:
-        leaves: arrays of one shape, or numbers; not changed.
+        leaves: arrays of one shape, or numbers. Sums may be left in the arrays: whoever needs them hands in copies.
         first: number of the first of them.
         num_leaves: leaves of the tree.
 
@@ -62,4 +62,6 @@ def _add(known: dict[tuple[int, int], Any], low: int, high: int) -> Any:
     if value is not None:
         return value
     middle = _middle(low, high)
-    return _add(known, low, middle) + _add(known, middle, high)
+    left = _add(known, low, middle)
+    left += _add(known, middle, high)
+    return left

@@ -156,7 +156,9 @@ def test_every_ordered_pair_of_grids(comm: MPI.Intracomm, folder: Path, config: 
 
 
 def gather(run: Run) -> list[NDArray[np.float32] | None]:
-    return [run.network.weights.gather(name) for name in run.network.weights.names]
+    """Return copies of all weights on rank 0, nothing on the others."""
+    wholes = [run.network.weights.gather(name) for name in run.network.weights.names]
+    return [None if whole is None else whole.copy() for whole in wholes]
 
 
 def assert_close(found: Sequence[NDArray[np.float32] | None], expected: Sequence[NDArray[np.float32] | None]) -> None:

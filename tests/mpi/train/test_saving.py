@@ -228,10 +228,9 @@ def test_a_disk_that_is_full_for_a_while(comm: MPI.Intracomm, folder: Path, asyn
 
         def change(step: int) -> None:
             if comm.rank == 0 and step == 5:
-                with open(ballast, "wb") as file, pytest.raises(OSError, match="No space left"):
+                with open(ballast, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
                     while True:
                         file.write(bytes(2**14))
-                        file.flush()
             if comm.rank == 0 and step == 8:
                 ballast.unlink()
 
