@@ -133,7 +133,7 @@ class CompressedAllreduce:
         machine = comm.bcast(probe_machine(self._engine, codecs))
         # On one node nothing is encoded, so that all codecs are one.
         allowed = codecs if machine.num_nodes > 1 else ("exact",) if "exact" in codecs else codecs[:1]
-        return ReduceChoice(machine, allowed, slowest)
+        return ReduceChoice(machine, allowed, slowest, logs=comm.Get_rank() == 0)
 
     def choice(self, nbytes: int) -> str:
         """Return what sums of so many bytes travel in: a codec, or plain for MPI_Allreduce. Local."""
@@ -156,7 +156,7 @@ class CompressedAllreduce:
     def start(self, values: Any, out: Any = None, *, name: str = "") -> Pending:
         """Begin to sum an array; neither it nor `out` may be touched until the sum is finished.
 
-        Collective over comm: all ranks start the same sums in the same order, but need not wait for each other here.
+        Collective over comm. All ranks start the same sums in the same order, but need not wait for each other here.
 
         Args:
             values: float32 array, NumPy or CuPy, of one size on all ranks; None: this rank adds zeros.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,28 +25,54 @@ _BUDGET_S = 0.2
 _REPEATS = 5
 
 
-@collective("engine.comm")
-def probe_machine(engine: AllReduceEngine, codecs: Sequence[str]) -> Machine:
+class Spread(Protocol):
+    """How ranks are spread over nodes.
+
+    Attributes:
+        comm: all ranks.
+        node: those of this node.
+        peers: those with the same place on other nodes, in node order; used by owners only.
+        num_nodes: number of nodes.
+        num_owners: ranks of every node that exchange with other nodes.
+        owner: the place of this rank among them, or None.
+    """
+
+    @property
+    def comm(self) -> MPI.Intracomm: ...
+    @property
+    def node(self) -> MPI.Intracomm: ...
+    @property
+    def peers(self) -> MPI.Comm: ...
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def num_owners(self) -> int: ...
+    @property
+    def owner(self) -> int | None: ...
+
+
+@collective("spread.comm")
+def probe_machine(spread: Spread, codecs: Sequence[str]) -> Machine:
     """Measure plain MPI, the node, the links and the codecs, with all ranks at once.
 
-    Collective over engine.comm.
+    Collective over spread.comm.
 
     Args:
-        engine: the all-reduce to predict.
+        spread: the ranks, in communicators that nothing else uses now.
         codecs: those whose rates are wanted.
 
     Returns:
         What was measured, of all ranks the slowest; equal on all.
     """
-    comm = engine.comm
+    comm = spread.comm
     plain = _plain_curve(comm)
-    node_latency, node_s = _node_times(engine)
-    link_latency, link_s = _link_times(engine)
+    node_latency, node_s = _node_times(spread)
+    link_latency, link_s = _link_times(spread)
     rates = {codec: _codec_seconds(comm, codec) for codec in codecs}
     nbytes = 4 * _CODEC_VALUES
     return Machine(
-        num_nodes=engine.num_nodes,
-        num_owners=engine.num_owners,
+        num_nodes=spread.num_nodes,
+        num_owners=spread.num_owners,
         node_latency_s=node_latency,
         node_rate=nbytes / max(node_s - node_latency, 1e-9),
         link_latency_s=link_latency,
@@ -80,6 +107,7 @@ def _slowest(comm: MPI.Intracomm, action: Callable[[], object], repeats: int = _
 
 @collective("comm")
 def _plain_curve(comm: MPI.Intracomm) -> list[tuple[int, float]]:
+    """Return what MPI_Allreduce takes, by size. Collective over comm."""
     curve: list[tuple[int, float]] = []
     start = time.perf_counter()
     for nbytes in _PLAIN_NBYTES:
@@ -90,34 +118,34 @@ def _plain_curve(comm: MPI.Intracomm) -> list[tuple[int, float]]:
     return curve
 
 
-@collective("engine.comm")
-def _node_times(engine: AllReduceEngine) -> tuple[float, float]:
-    """Return the time of a short and a longer exact sum inside nodes, all nodes at once. Collective over engine.comm."""
-    if engine.num_nodes == engine.comm.Get_size():
+@collective("spread.comm")
+def _node_times(spread: Spread) -> tuple[float, float]:
+    """Return the time of a short and a longer exact sum inside nodes, all nodes at once. Collective over spread.comm."""
+    if spread.num_nodes == spread.comm.Get_size():
         return 0.0, 0.0
-    inside = AllReduceEngine(engine.node, ranks_per_node=0, chunk_mib=0.5, depth=2, timeout_s=60.0, background=False)
+    inside = AllReduceEngine(spread.node, ranks_per_node=0, chunk_mib=0.5, depth=2, timeout_s=60.0, background=False)
     times = []
     for size in (256, _CODEC_VALUES):
         values = np.zeros(size, np.float32)
-        times.append(_slowest(engine.comm, partial(_sum_exactly, inside, values)))
+        times.append(_slowest(spread.comm, partial(_sum_exactly, inside, values)))
     inside.free()
     return times[0], times[1]
 
 
-def _sum_exactly(engine: AllReduceEngine, values: NDArray[np.float32]) -> None:
-    engine.native.finish(engine.start(values, values, "exact", None, 1.0))
+def _sum_exactly(inside: AllReduceEngine, values: NDArray[np.float32]) -> None:
+    inside.native.finish(inside.start(values, values, "exact", None, 1.0))
 
 
-@collective("engine.comm")
-def _link_times(engine: AllReduceEngine) -> tuple[float, float]:
-    """Return the time of a short message and of eight long ones between nodes. Collective over engine.comm."""
-    if engine.num_nodes == 1:
+@collective("spread.comm")
+def _link_times(spread: Spread) -> tuple[float, float]:
+    """Return the time of a short message and of eight long ones between nodes. Collective over spread.comm."""
+    if spread.num_nodes == 1:
         return 0.0, 0.0
-    peers = engine.peers
+    peers = spread.peers
     right, left = (peers.Get_rank() + 1) % peers.Get_size(), (peers.Get_rank() - 1) % peers.Get_size()
 
     def exchange(nbytes: int, count: int) -> None:
-        if engine.owner is None:
+        if spread.owner is None:
             return
         sent: NDArray[np.uint8] = np.zeros(nbytes, np.uint8)
         received = [np.empty_like(sent) for _ in range(count)]
@@ -125,7 +153,7 @@ def _link_times(engine: AllReduceEngine) -> tuple[float, float]:
         for request in requests:
             wait(request, "a message of a probe")
 
-    return _slowest(engine.comm, lambda: exchange(8, 1)), _slowest(engine.comm, lambda: exchange(_MESSAGE_NBYTES, 8))
+    return _slowest(spread.comm, lambda: exchange(8, 1)), _slowest(spread.comm, lambda: exchange(_MESSAGE_NBYTES, 8))
 
 
 @collective("comm")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
+from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.cost_model import LOSSLESS, PLAIN, WORTH_IT, Machine, choose, predict
 
 # A candidate is tried out if its prediction is within this factor of the best one.
@@ -44,7 +45,7 @@ class ReduceChoice:
     is agreed on, and so the choice is the same on all.
     """
 
-    def __init__(self, machine: Machine, allow: Sequence[str], agree: Agree, plain: bool = True) -> None:
+    def __init__(self, machine: Machine, allow: Sequence[str], agree: Agree, plain: bool = True, logs: bool = True) -> None:
         """Start with predictions only.
 
         Local.
@@ -54,13 +55,19 @@ class ReduceChoice:
             allow: codecs that may be chosen.
             agree: see `Agree`; collective.
             plain: whether MPI_Allreduce may be chosen.
+            logs: whether this rank logs what is chosen.
         """
         self._machine, self._agree = machine, agree
+        self._level = logging.INFO if logs else logging.DEBUG
         self._candidates = [*([PLAIN] if plain else []), *allow]
         self._classes: dict[int, _SizeClass] = {}
 
+    @collective("the ranks that agree")
     def next(self, nbytes: int) -> str:
-        """Return the way for the next sum of so many bytes. Collective over the ranks that agree, now and then."""
+        """Return the way for the next sum of so many bytes.
+
+        Collective over the ranks that agree. Most calls communicate nothing.
+        """
         size_class = self._classes.get(nbytes.bit_length()) or self._start_class(nbytes)
         if len(self._candidates) > 1 and not size_class.trials:
             if size_class.num_sums >= size_class.next_look:
@@ -92,7 +99,9 @@ class ReduceChoice:
         if len(plausible) > 1:
             self._try_out(size_class, plausible)
         self._classes[nbytes.bit_length()] = size_class
-        _log.info("all-reduce of %s: begins with %s; predicted: %s", _size(nbytes), size_class.chosen, _times(predicted))
+        _log.log(
+            self._level, "all-reduce of %s: begins with %s; predicted: %s", _size(nbytes), size_class.chosen, _times(predicted)
+        )
         return size_class
 
     def _try_out(self, size_class: _SizeClass, ways: Sequence[str]) -> None:
@@ -120,7 +129,8 @@ class ReduceChoice:
             return
         chosen = choose(size_class.means)
         if chosen != size_class.chosen or size_class.num_sums <= 2 * _AGREE_EVERY:
-            _log.info(
+            _log.log(
+                self._level,
                 "all-reduce of %s: takes %s; predicted: %s; measured: %s",
                 _size(size_class.nbytes), chosen, _times(size_class.predicted), _times(size_class.means),
             )  # fmt: skip

@@ -327,13 +327,19 @@ class ReduceConfig:
 
     mode: str = key(
         "exact",
-        "what travels between nodes: fp32, bf16, or 8-bit blocks with a scale; inside a node sums are exact",
-        choices=("exact", "bf16", "int8"),
+        "what travels between nodes: fp32, 16 bits, or blocks of 8, 4 or 1 bits with a scale (the last two with error feedback); "
+        "auto measures which of reduce.allow is fastest; inside a node sums are exact",
+        choices=("exact", "bf16", "fp16", "int8", "int4", "sign1", "auto"),
     )
     bucket_mib: float = key(
         4.0, "size of the pieces whose exchange starts while the backward pass still runs, MiB", low=0.001, high=1024.0
     )
     timeout_s: float = key(300.0, "give up when other ranks stay away this long, seconds", low=1.0)
+    allow: tuple[str, ...] = key(
+        ("exact", "bf16"),
+        "what reduce.mode auto may choose from",
+        choices=("exact", "bf16", "fp16", "int8", "int4", "sign1"),
+    )
 
 
 @dataclass(frozen=True)

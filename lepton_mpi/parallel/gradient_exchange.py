@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lepton_mpi import native
+from lepton_mpi.comm.allreduce_engine import FEEDBACK_CODECS
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
+from lepton_mpi.comm.machine_probe import probe_machine
+from lepton_mpi.comm.reduce_choice import ReduceChoice
 from lepton_mpi.comm.reduction import sum_in_rank_order
 from lepton_mpi.compress.codec import make_codec
 from lepton_mpi.nn.parameter import ParameterLayout, ParameterSpec
 from lepton_mpi.parallel.extra_state import ExtraState
 from lepton_mpi.parallel.node_parameters import NodeParameters
 from lepton_mpi.parallel.ownership import BLOCK_VALUES, Ownership
+from lepton_mpi.runtime.mpi import MPI
 
 # How long to poll before sleeping where every rank has a core of its own: longer than a
 # wake-up by the kernel takes (about 50 us), shorter than anything a user would notice.
 _SPIN_S = 100e-6
+AUTO = "auto"
 
 
 def bucket_bounds(num_values: int, bucket_mib: float) -> list[int]:
@@ -104,11 +112,35 @@ class Exchange(ABC):
         """
 
 
+@dataclass(frozen=True)
+class _Spread:
+    """See `machine_probe.Spread`."""
+
+    comm: MPI.Intracomm
+    node: MPI.Intracomm
+    peers: MPI.Intracomm
+    num_nodes: int
+    num_owners: int
+    owner: int | None
+
+
 class GradientExchange(Exchange):
-    """Sum gradients directly in shared memory inside a node, in two phases between nodes."""
+    """Sum gradients directly in shared memory inside a node, in two phases between nodes.
+
+    Attributes:
+        residual: what codecs with error feedback have not sent yet, float32, as long as the weights; None without.
+    """
 
     @collective("grid.data")
-    def __init__(self, grid: ProcessGrid, memory: NodeParameters, mode: str, timeout_s: float, spin: bool) -> None:
+    def __init__(
+        self,
+        grid: ProcessGrid,
+        memory: NodeParameters,
+        mode: str,
+        timeout_s: float,
+        spin: bool,
+        allow: Sequence[str] = ("exact", "bf16"),
+    ) -> None:
         """Set the exchange up.
 
         Collective over grid.data.
@@ -116,32 +148,61 @@ class GradientExchange(Exchange):
         Args:
             grid: the process grid.
             memory: parameters of this rank, which say what it owns.
-            mode: codec between nodes: exact, bf16 or int8.
+            mode: codec between nodes, see `make_codec`; auto measures now and later which of `allow` is fastest.
             timeout_s: give up when nothing moves for this long.
             spin: poll a little before sleeping; only where ranks do not outnumber cores.
+            allow: codecs that auto may choose.
         """
         self._grid = grid
+        codecs = (mode,) if mode != AUTO else tuple(allow) if memory.ownership.num_nodes > 1 else ("exact",)
         self._bounds = bounds = memory.ownership.bounds
         self._memory = memory
         rank = grid.data_in_node.Get_rank()
         between_nodes = rank < grid.num_owners and grid.data_across.Get_size() > 1
         self._peers = grid.data_across.Dup()
+        self.residual = np.zeros(bounds[-1], np.float32) if FEEDBACK_CODECS & set(codecs) else None
         self._engine = native.Exchange(
             grads=memory.grads,
             signals=memory.signals,
             rank=rank,
             num_owners=grid.num_owners,
             peers=self._peers.py2f() if between_nodes else None,
-            codec=make_codec(mode).number,
+            codec=make_codec(codecs[0]).number,
             bounds=bounds,
             timeout_s=timeout_s,
             spin_s=_SPIN_S if spin else 0.0,
             own_pieces=memory.ownership.pieces_differ,
+            residual=self.residual,
         )
+        self._choice = self._measure(codecs) if mode == AUTO else None
+        self._way = codecs[0]
+        self._choose()
         self._next_bucket = self._engine.num_buckets - 1
         self._statistics = slice(memory.layout.statistics_start, memory.layout.num_values)
         self._own_grad = memory.grads[rank]
         self.owned_slices = cut_slices(memory.layout, memory.ownership, grid.is_first_data_node)
+
+    @collective("grid.data")
+    def _measure(self, codecs: tuple[str, ...]) -> ReduceChoice:
+        """Measure the machine and begin to choose. Collective over grid.data."""
+        grid, ownership = self._grid, self._memory.ownership
+        owner = ownership.rank if ownership.rank < ownership.num_owners else None
+        spread = _Spread(grid.data, grid.data_in_node, self._peers, ownership.num_nodes, ownership.num_owners, owner)
+
+        def slowest(seconds: list[float]) -> list[float]:
+            values = np.array(seconds)
+            grid.data.Allreduce(MPI.IN_PLACE, values, MPI.MAX)
+            return [float(s) for s in grid.data.bcast(values)]
+
+        machine = grid.data.bcast(probe_machine(spread, codecs))
+        return ReduceChoice(machine, codecs, slowest, plain=False, logs=grid.rank == 0)
+
+    @collective("grid.data")
+    def _choose(self) -> None:
+        """Choose the codec of the next step. Collective over grid.data. Most calls communicate nothing."""
+        if self._choice is not None:
+            self._way = self._choice.next(4 * self._bounds[-1])
+            self._engine.set_codec(make_codec(self._way).number)
 
     def start_from(self, offset: int) -> None:
         """Start the buckets of weights that begin at or after an offset of the flat buffer; those must be complete. Local."""
@@ -163,7 +224,10 @@ class GradientExchange(Exchange):
             StallError: other ranks stayed away too long.
         """
         self.start_from(0)
+        begin = time.perf_counter()
         self._engine.finish()
+        if self._choice is not None:  # what the backward pass did not hide
+            self._choice.record(4 * self._bounds[-1], self._way, time.perf_counter() - begin)
         self._sum_statistics()
 
     @collective("grid.data")
@@ -191,6 +255,7 @@ class GradientExchange(Exchange):
         self._engine.publish()
         self._next_bucket = self._engine.num_buckets - 1
         self._memory.upload()
+        self._choose()
 
     @property
     def sent_nbytes(self) -> int:

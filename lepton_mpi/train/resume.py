@@ -130,6 +130,7 @@ def load(network: Network, path: Path, kind: str = PARAM, extras: Sequence[Extra
         CheckpointError: it belongs to another model or optimizer, or cannot be read; on all ranks alike.
     """
     grid = network.grid
+    grid.node.Barrier()  # nobody still looks at the weights that are to go
     state, normalisation, groups = do_on_all(grid.world, lambda: _read_own(network, path, kind, extras))  # also: all is in place
     network.memory.upload()
     for extra in extras:

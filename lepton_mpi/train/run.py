@@ -37,6 +37,7 @@ from lepton_mpi.train.inference import inference_loader, wants_inputs
 from lepton_mpi.train.network import Network, VirtualGrid, build_network, choose_shape, declare_model
 from lepton_mpi.train.objective import make_loss, make_metrics, make_preparation
 from lepton_mpi.train.pipelining import choose_pipelining
+from lepton_mpi.train.residual_state import ResidualState
 from lepton_mpi.train.step import Training
 
 
@@ -213,7 +214,13 @@ def build_engine(world: MPI.Intracomm, config: Config, data: DataShape) -> Engin
     if network.totals:
         exchange = ExactExchange(network.grid, network.memory, network.totals)
     else:
-        exchange = GradientExchange(network.grid, network.memory, config.reduce.mode, config.reduce.timeout_s, spin)
+        reduce = config.reduce
+        exchange = GradientExchange(network.grid, network.memory, reduce.mode, reduce.timeout_s, spin, reduce.allow)
+        if exchange.residual is not None:
+            shapes = {spec.name: spec.shape for spec in model.parameters if spec.role == "weight"}
+            memory = network.memory
+            state = ResidualState(network.grid, memory.layout, memory.ownership, shapes, exchange.residual)
+            exchange.extra_states = (state,)
     return Engine(network, exchange, optimizer, groups)
 
 

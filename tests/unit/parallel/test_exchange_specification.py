@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lepton_mpi.parallel.exchange_reference import reduce_nodes
-from lepton_mpi.parallel.ownership import part
 from lepton_mpi.parallel.gradient_exchange import bucket_bounds
+from lepton_mpi.parallel.ownership import part
 
 NODES = [(1,), (3,), (1, 1), (2, 2), (2, 1), (3, 1, 2), (1,) * 7, (4,) * 16]  # data ranks of each node
 
@@ -33,13 +33,13 @@ def node_sums(nodes: list[list[NDArray[np.float32]]]) -> list[NDArray[np.float64
 
 @given(st.integers(0, 50), st.integers(0, 5000), st.integers(1, 9))
 def test_parts_cut_a_range_at_blocks(first_block: int, size: int, parts: int) -> None:
-    start, stop = 256 * first_block, 256 * first_block + size
+    start, stop = 1024 * first_block, 1024 * first_block + size
     cuts = [part((start, stop), parts, i) for i in range(parts)]
     assert cuts[0][0] == start or size == 0
     assert all(a[1] == b[0] for a, b in pairwise(cuts))
     assert cuts[-1][1] == stop
-    assert all(bound % 256 == 0 for _, bound in cuts[:-1] if bound != stop)
-    blocks = [-(-(b - a) // 256) for a, b in cuts]
+    assert all(bound % 1024 == 0 for _, bound in cuts[:-1] if bound != stop)
+    blocks = [-(-(b - a) // 1024) for a, b in cuts]
     assert max(blocks) - min(blocks) <= 1
 
 
@@ -118,9 +118,9 @@ def test_the_sources_stay_as_they_were() -> None:
     [
         (0, 4.0, [0]),
         (1, 4.0, [0, 1]),
-        (256, 0.0001, [0, 256]),
-        (257, 0.001, [0, 256, 257]),
-        (1000, 0.002, [0, 512, 1000]),
+        (1024, 0.0001, [0, 1024]),
+        (1025, 0.001, [0, 1024, 1025]),
+        (5000, 0.008, [0, 2048, 4096, 5000]),
         (1 << 20, 1.0, [0, 262144, 524288, 786432, 1048576]),
     ],
 )
