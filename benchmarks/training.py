@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -50,7 +51,7 @@ CASES = {
 SHAPES = {"mlp": (784,), "resnet": (3, 32, 32)}
 
 
-def measure_ours(name: str, ranks: int, precision: str) -> float:
+def measure_ours(name: str, ranks: int, precision: str, more: Sequence[str] = ()) -> float:
     """Return samples per second of the training command as its summary has them, the first steps included."""
     case = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +72,7 @@ def measure_ours(name: str, ranks: int, precision: str) -> float:
             "checkpoint.every_steps": 0,
         }
         command = ["mpirun", "-n", str(ranks), sys.executable, "-m", "lepton_mpi.train", *case.overrides, *data]
-        command += [part for key, value in settings.items() for part in (f"--{key}", str(value))]
+        command += [part for key, value in settings.items() for part in (f"--{key}", str(value))] + list(more)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT, timeout=1200)
         return float(json.loads(Path(f"{folder}/run/summary.json").read_text())["samples_per_second"])
 

@@ -211,7 +211,7 @@ class BackgroundSaver:
 
     @collective("comm")
     def _planned(self, slices: Sequence[TensorSlice]) -> _Plan:
-        """Return what is the same in every save, made at the first. Collective over comm then."""
+        """Return what is the same in every save. Collective over comm. Messages are sent at the first call only."""
         if self._plan is None:
             self._plan = _Plan(slices, make_plan(self._comm, slices, digested=False), self._comm)
         return self._plan

@@ -185,6 +185,7 @@ def output_layer(sizes: TransformerSizes, bias: bool = False) -> Linear:
         sizes.vocab_size,
         split="column",
         gather=True,
+        feeds_loss=True,
         bias=bias,
         initial=INITIAL,
         tied=EMBEDDING_WEIGHT if sizes.tied else "",

@@ -34,6 +34,11 @@ class Chain(Layer):
         return self.layers[-1].divided_unit if self.layers else 1
 
     @property
+    def can_divide_output(self) -> bool:
+        """As the last layer says."""
+        return bool(self.layers) and self.layers[-1].can_divide_output
+
+    @property
     def keeps_pieces_apart(self) -> bool:
         """True: its parts do."""
         return True

@@ -43,6 +43,11 @@ class Layer(ABC):
         """Length of the units in which a divided output is divided."""
         return 1
 
+    @property
+    def can_divide_output(self) -> bool:
+        """Whether it leaves the last dim of its output divided where the loss takes that, see `Context.divided_output`."""
+        return False
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return the global shapes that it makes of these; the same ones unless overridden. Local.
 

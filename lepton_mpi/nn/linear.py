@@ -40,6 +40,7 @@ class Linear(Layer):
         split: "column" divides the outputs over the shards; "row" divides the inputs, which come divided from a
             column layer before; None: every shard computes all of it.
         gather: whether the outputs of a column split are brought together again.
+        feeds_loss: whether they are those of the model, which are not brought together where the loss takes them divided.
         unit: shards divide the split dim in whole units of this length.
         bias: whether there is one.
         initial: law of the initial weights; None: He-uniform before ReLU, else LeCun-uniform.
@@ -51,6 +52,7 @@ class Linear(Layer):
     relu: bool = False
     split: Literal["column", "row"] | None = None
     gather: bool = False
+    feeds_loss: bool = False
     unit: int = 1
     bias: bool = True
     initial: Initial | None = None
@@ -87,6 +89,11 @@ class Linear(Layer):
         """As the outputs are divided."""
         return self.unit
 
+    @property
+    def can_divide_output(self) -> bool:
+        """True where outputs of a column split go to the loss."""
+        return self.gather and self.feeds_loss
+
     def output(self, shapes: Shapes) -> Shapes:
         """Return [..., O] for [..., I]."""
         return ((*require_shape(self, shapes, (-1, self.in_features))[:-1], self.out_features),)
@@ -110,6 +117,7 @@ class Linear(Layer):
             column_chunks=place.slices(self.out_features, self.unit) if self.split == "column" else WHOLE,
             row_chunks=place.slices(self.in_features, self.unit) if self.split == "row" else WHOLE,
             precision=place.precision,
+            feeds_loss=self.feeds_loss,
         )
 
 
@@ -132,6 +140,7 @@ class LinearModule(Module):
         column_chunks: Chunks = WHOLE,
         row_chunks: Chunks = WHOLE,
         precision: Precision = "fp32",
+        feeds_loss: bool = False,
     ) -> None:
         """Make the layer on its parameters: weight [O, I], bias [O]; one of O and I may be divided into chunks."""
         self.weight = weight
@@ -143,6 +152,7 @@ class LinearModule(Module):
         self.columns = column_chunks
         self.rows = row_chunks
         self.precision: Precision = precision
+        self.feeds_loss = feeds_loss
 
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y [B, ..., O] for x [B, ..., I]."""
@@ -163,12 +173,13 @@ class LinearModule(Module):
             if self.relu:
                 y_RO.clip(0, None, out=y_RO)
         y = y_RO.reshape(*x.shape[:-1], y_RO.shape[-1])
-        return self.leave.forward(y), (x_RI, y_RO if self.relu else None, x.shape)
+        leave = Stay() if self.feeds_loss and context.divided_output else self.leave
+        return leave.forward(y), (x_RI, y_RO if self.relu else None, x.shape, leave)
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return dx [B, ..., I] for dy [B, ..., O]."""
-        x_RI, y_RO, x_shape = saved
-        dz = self.leave.adjoint(dy)
+        x_RI, y_RO, x_shape, leave = saved
+        dz = leave.adjoint(dy)
         dz_RO = dz.reshape(len(x_RI), self.weight.value.shape[0])
         if y_RO is not None:
             dz_RO = relu_backward(dz_RO, y_RO)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,13 @@ class LossResult:
 
 
 class Loss(ABC):
-    """A weighted sum over labels. Local: one that needs other ranks does not exist."""
+    """A weighted sum over labels.
+
+    Attributes:
+        takes_divided: whether it takes the part of an output that this shard has, and asks the others; else it is local.
+    """
+
+    takes_divided: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, output: Any, target: Any, factor: float) -> LossResult:

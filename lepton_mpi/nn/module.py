@@ -19,6 +19,7 @@ class Context:
         key_mask: bool [B, T], False at padding; None where there is none.
         pieces: rows of each piece of the micro-batch, where the work on these must be done apart; None: it is one.
         num_pieces: pieces of the batch over all data ranks, which have them in rank order.
+        divided_output: whether the layer that makes the output of the model may leave it divided over the shards.
     """
 
     training: bool = False
@@ -28,6 +29,7 @@ class Context:
     key_mask: Any = None
     pieces: tuple[int, ...] | None = None
     num_pieces: int = 0
+    divided_output: bool = False
 
 
 class Module(ABC):

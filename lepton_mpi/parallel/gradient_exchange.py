@@ -175,8 +175,7 @@ class GradientExchange(Exchange):
             residual=self.residual,
         )
         self._choice = self._measure(codecs) if mode == AUTO else None
-        self._way = codecs[0]
-        self._choose()
+        self._way = ""
         self._next_bucket = self._engine.num_buckets - 1
         self._statistics = slice(memory.layout.statistics_start, memory.layout.num_values)
         self._own_grad = memory.grads[rank]
@@ -200,12 +199,15 @@ class GradientExchange(Exchange):
     @collective("grid.data")
     def _choose(self) -> None:
         """Choose the codec of the next step. Collective over grid.data. Most calls communicate nothing."""
+        self._way = "fixed"
         if self._choice is not None:
             self._way = self._choice.next(4 * self._bounds[-1])
             self._engine.set_codec(make_codec(self._way).number)
 
     def start_from(self, offset: int) -> None:
         """Start the buckets of weights that begin at or after an offset of the flat buffer; those must be complete. Local."""
+        if not self._way:  # the first step, when the log is open; nothing was measured yet to agree on
+            self._choose()
         while self._next_bucket >= 0 and self._bounds[self._next_bucket] >= offset:
             bucket = self._next_bucket
             self._memory.download_grad(self._bounds[bucket], self._bounds[bucket + 1])

@@ -161,7 +161,7 @@ class GradientUnits(ExtraState):
     def extents_to_save(self) -> Sequence[StateExtent]:
         """Return the exponents on the rank that writes them, nothing elsewhere.
 
-        Collective over grid.world in name only.
+        Collective over grid.world. No message is sent.
         """
         return [StateExtent(self._NAME, (0,), self._totals.exponents.astype(np.float32))] if self._is_writer else []
 
@@ -173,7 +173,7 @@ class GradientUnits(ExtraState):
     def loaded(self, found: bool) -> None:
         """Take over the units; without any in the checkpoint the first step finds its own.
 
-        Collective over grid.world in name only.
+        Collective over grid.world. No message is sent.
         """
         if found:
             self._totals.exponents[:] = self._found.astype(np.int64)

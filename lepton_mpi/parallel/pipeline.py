@@ -251,4 +251,6 @@ class _Step:
         batch = self._batch
         mask = None if self._pad_id is None else batch.inputs[m] != self._pad_id
         training = self._loss is not None
-        return Context(training, batch.step, batch.first_rows[m], batch.num_global, mask, batch.pieces, batch.num_pieces)
+        divided = self._loss is not None and self._loss.takes_divided
+        first_row, pieces = batch.first_rows[m], (batch.pieces, batch.num_pieces)
+        return Context(training, batch.step, first_row, batch.num_global, mask, *pieces, divided)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import platform
 import sys
@@ -32,7 +33,8 @@ class Logs:
         if self._handler in self._logger.handlers:
             self._logger.removeHandler(self._handler)
             self._logger.setLevel(self._earlier_level)
-            self._handler.close()
+            with contextlib.suppress(OSError):  # lines that a full disk did not take were reported when they came
+                self._handler.close()
 
     def __enter__(self) -> Logs:
         return self

@@ -276,7 +276,8 @@ class LeptonModel:
         folder = Path(path)
         agree_on_call(self._comm, "save", lambda: _check_folder(folder, self.rank))
         driver = self._config.checkpoint.driver
-        written = save(network, normalisation, self._state, folder / "checkpoints", driver)
+        extras = self._opened.exchange.extra_states
+        written = save(network, normalisation, self._state, folder / "checkpoints", driver, extras)
         do_on_root(self._comm, lambda: complete_model_folder(folder, written, self._config))
 
     @collective("the world")
@@ -302,7 +303,7 @@ class LeptonModel:
                 f"{checkpoint}: this model has input shape {expected.input_shape} and {expected.num_classes} classes, the "
                 f"checkpoint {found.input_shape} and {found.num_classes}: make a LeptonModel of that shape, or give another folder"
             )
-        state, self._normalisation = load(network, checkpoint)
+        state, self._normalisation = load(network, checkpoint, extras=self._opened.exchange.extra_states)
         # A run may have been stopped within an epoch, of a data set that need not be the next fit's.
         self._state = TrainState(state.step, state.epoch + 1, 0) if state.position else state
 

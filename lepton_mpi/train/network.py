@@ -11,6 +11,7 @@ from lepton_mpi.comm.grid import GridShape, ProcessGrid, choose_grid_shape
 from lepton_mpi.config.schema import GridConfig, ModelConfig
 from lepton_mpi.models.family import DataShape, ModelSpec
 from lepton_mpi.models.registry import choose_family_task
+from lepton_mpi.nn.place import Place
 from lepton_mpi.ops.product import Precision
 from lepton_mpi.parallel.gradient_exchange import bucket_bounds
 from lepton_mpi.parallel.gradient_totals import GradientTotals
@@ -54,6 +55,7 @@ class Network:
         weights: brings whole parameters to rank 0.
         xp: module of the arrays, numpy or cupy.
         division: which layers are on which stage.
+        place: how its layers, and its loss, reach the other ranks.
         virtual: virtual shards and chunks, for the same bits on every grid.
         totals: exact sums of gradients; None: gradients are summed as fp32.
     """
@@ -67,6 +69,7 @@ class Network:
     weights: WeightGatherer
     xp: Any
     division: Division
+    place: Place
     virtual: VirtualGrid = VirtualGrid()
     totals: GradientTotals | None = None
 
@@ -167,4 +170,4 @@ def build_network(
     gradients = totals.views(memory.layout) if totals else [parameter.grad for parameter in memory.parameters]
     shared = SharedGradients(grid, plans[here], gradients)
     weights = WeightGatherer(grid, memory, layouts)
-    return Network(grid, model, memory, bounds[here], pipeline, shared, weights, xp, division, virtual, totals)
+    return Network(grid, model, memory, bounds[here], pipeline, shared, weights, xp, division, place, virtual, totals)

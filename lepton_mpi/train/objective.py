@@ -25,8 +25,10 @@ from lepton_mpi.monitor.metrics import (
     SegmentationSums,
 )
 from lepton_mpi.monitor.ranking_metrics import RankingSums
+from lepton_mpi.nn.divided_loss import DividedSoftmaxCrossEntropy
 from lepton_mpi.nn.loss import Loss
 from lepton_mpi.nn.losses import BayesianPersonalisedRanking, MeanSquaredError, SigmoidCrossEntropy, SoftmaxCrossEntropy
+from lepton_mpi.nn.place import Alone, Place
 from lepton_mpi.ops.softplus import logistic
 
 _CLASS_TASKS = ("classification", "segmentation", "language_model", "masked_language_model")
@@ -42,8 +44,13 @@ def data_needs(config: ModelConfig) -> DataNeeds:
     return DataNeeds(task.labels, config.context or family.context)
 
 
-def make_loss(model: ModelSpec, config: TrainConfig) -> Loss:
+def make_loss(model: ModelSpec, config: TrainConfig, place: Place | None = None) -> Loss:
     """Return the loss of a model's task. Local.
+
+    Args:
+        model: the model.
+        config: section [train].
+        place: where the loss is found; None: where nothing is divided. Classes that are divided stay so.
 
     Raises:
         ConfigError: class weights or label smoothing where there are no classes, or weights of another number of classes.
@@ -57,7 +64,9 @@ def make_loss(model: ModelSpec, config: TrainConfig) -> Loss:
                 f"train.class_weights: expected {num_classes} weights, one a class and one of them above 0, got "
                 f"{len(weights)}: {list(weights)}"
             )
-        return SoftmaxCrossEntropy(weights, config.label_smoothing)
+        loss, place = SoftmaxCrossEntropy(weights, config.label_smoothing), place or Alone()
+        divided = (place.shards > 1 or place.chunks) and model.layers[-1].can_divide_output
+        return DividedSoftmaxCrossEntropy(loss, num_classes, place) if divided else loss
     if config.class_weights or config.label_smoothing:
         raise ConfigError(f"train.class_weights and train.label_smoothing: the task {name} has no classes; leave them out")
     if name == "ranking":

@@ -275,7 +275,7 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
         optimizer=engine.optimizer.for_steps(decay_step),
         optimizer_config=config.optimizer,
         groups=engine.groups,
-        loss=make_loss(model, config.train),
+        loss=make_loss(model, config.train, network.place),
         ema_decay=config.train.ema_decay,
         loader=loader,
         num_steps=num_steps,

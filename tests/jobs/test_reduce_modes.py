@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,11 @@ RELATIVE = {"bf16": 0.04, "int8": 0.06}
 WRITE_REPLICA = """
     weights = bytes(training.network.memory.values.data)
     Path(sys.argv[-1], f"replica-{training.network.grid.rank}").write_text(hashlib.sha256(weights).hexdigest())
+    """
+
+WRITE_RESIDUAL = """
+    import numpy as np
+    np.save(Path(sys.argv[-1], f"residual-{training.network.grid.rank}.npy"), training.exchange.residual)
     """
 
 
@@ -47,3 +53,37 @@ def test_lossy_modes_train_like_the_exact_one(train: Trainer, ranks_per_node: in
 def test_inside_a_node_nothing_is_lossy(train: Trainer) -> None:
     exact, lossy = (train(2, *SMALL, *grid("2x1x1"), "--train.steps", 6, "--reduce.mode", mode) for mode in ("exact", "int8"))
     assert lossy.sha256 == exact.sha256
+
+
+def test_what_feedback_owes_survives_a_change_of_the_grid(train: Trainer) -> None:
+    """The residuals of a checkpoint are what a job on another grid owes, to the bit, and what it writes again."""
+    options = (*SMALL, "--optimizer.lr", 0.01, "--reduce.bucket_mib", 0.01, "--reduce.mode", "int4", "--grid.ranks_per_node", 1)
+    first = train(4, *options, *grid("4x1x1"), "--train.steps", 12)
+    owed = residuals(first.checkpoint(12).parent)
+    assert owed
+    assert any(values.any() for values in owed.values())
+    program = broken_program(range(2), 12, WRITE_RESIDUAL)
+    moved = train(2, *options, *grid("2x1x1"), "--train.steps", 13, folder=first.folder, program=program)
+    kept = sum(np.load(moved.folder / f"residual-{rank}.npy") for rank in range(2))
+    flat = np.concatenate([owed[name].reshape(-1) for name in sorted(owed)])
+    assert np.sort(kept[kept != 0]).tobytes() == np.sort(flat[flat != 0]).tobytes()
+    assert np.isfinite(moved.losses).all()
+
+
+def test_auto_says_what_it_chose_and_trains(train: Trainer) -> None:
+    options = (*OPTIONS, "--grid.ranks_per_node", 2, "--reduce.mode", "auto")
+    job = train(4, *options)
+    assert job.losses[-1] < 0.5 * job.losses[0]
+    log = (job.folder / "logs" / "rank-0000.log").read_text()
+    assert "begins with" in log
+    assert "predicted: exact" in log
+    exact = train(4, *OPTIONS, "--grid.ranks_per_node", 2)
+    only = train(4, *options, "--reduce.allow", "exact")
+    assert only.sha256 == exact.sha256
+
+
+def residuals(checkpoints: Path) -> dict[str, np.ndarray]:
+    """Return the residual of every weight in a checkpoint."""
+    with CheckpointReader(checkpoints) as reader:
+        found = {path: info.shape for path, info in reader.tensors.items() if path.startswith("/residual/")}
+        return {path: reader.read(path, (0,) * len(shape), shape) for path, shape in found.items()}

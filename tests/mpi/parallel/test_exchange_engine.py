@@ -26,7 +26,15 @@ RANKS_PER_NODE = (0, 1, 2, 3)
 class Engine:
     """One rank's engine on a data-parallel grid, with memory for values and gradients."""
 
-    def __init__(self, grid: ProcessGrid, mode: str, bounds: list[int], timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        grid: ProcessGrid,
+        mode: str,
+        bounds: list[int],
+        timeout_s: float = 60.0,
+        residual: NDArray[np.float32] | None = None,
+        own_pieces: bool = False,
+    ) -> None:
         self.grid, self.mode, self.bounds = grid, mode, bounds
         ranks, num = grid.data_in_node.Get_size(), bounds[-1]
         self.rank = grid.data_in_node.Get_rank()
@@ -47,6 +55,8 @@ class Engine:
             bounds=bounds,
             timeout_s=timeout_s,
             spin_s=0.0,
+            residual=residual,
+            own_pieces=own_pieces,
         )
 
     @property

@@ -14,6 +14,7 @@ from small_families import CASES
 from small_runs import configure, do_steps, facts, made_splits, on_grid, running
 
 from lepton_mpi.checkpoint.commit import list_checkpoints
+from lepton_mpi.checkpoint.reader import CheckpointReader
 from lepton_mpi.checkpoint.saver import BackgroundSaver
 from lepton_mpi.comm.grid import GridShape
 from lepton_mpi.config.schema import Config
@@ -28,14 +29,17 @@ from lepton_mpi.train.state import TrainState
 
 pytestmark = pytest.mark.mpi
 NUM_STEPS = 30
-# All that can be switched on; the reproducible mode has a place here.
+# All that can be switched on.
 EVERYTHING = configure(
     optimizer={"name": "adamw", "lr": 0.01, "warmup_steps": 3, "decay_steps": 25, "clip_norm": 1.0},
     train={"precision": "bf16", "ema_decay": 0.8, "micro_batches": 2, "label_smoothing": 0.1, "steps": NUM_STEPS},
     data={"augment": ("mixup:0.3",)},
 )
-# "fast": grids agree to rounding. A mode in which they agree to the bit adds its configuration and True.
-MODES = [pytest.param(configure(optimizer={"lr": 0.01}, train={"steps": 8}), False, id="fast")]
+# Whether grids agree to the bit, or to rounding.
+MODES = [
+    pytest.param(configure(optimizer={"lr": 0.01}, train={"steps": 8}), False, id="fast"),
+    pytest.param(configure(optimizer={"lr": 0.01}, train={"steps": 4, "reproducible": True}), True, id="reproducible"),
+]
 
 
 def fingerprint(run: Run) -> str:
@@ -76,6 +80,29 @@ def test_from_every_step_the_rest_has_the_same_bits(comm: MPI.Intracomm, folder:
         assert [facts([m]) for m in metrics] == found
         assert fingerprint(run) == last
     saver.close()
+
+
+@pytest.mark.parametrize(("writes", "reads"), [("data", "data"), ("data", "node"), ("node", "data")])
+def test_optimizer_state_divided_over_nodes(comm: MPI.Intracomm, folder: Path, writes: str, reads: str) -> None:
+    """Pieces of flat buffers, which begin and end anywhere, make up the same checkpoint as whole rows do."""
+    ends = []
+    for shard in ("node", writes):
+        config = on_grid(replace(EVERYTHING, optimizer=replace(EVERYTHING.optimizer, shard=shard)), shape_for(comm), 1)
+        with running(comm, config, made_splits()) as run:
+            state, _ = do_steps(run, TrainState(), 3)
+            path = save(run.network, run.normalisation, state, folder / shard, "direct")
+            do_steps(run, state, 2)
+            ends.append(run.network.weights.sha256())
+    config = on_grid(replace(EVERYTHING, optimizer=replace(EVERYTHING.optimizer, shard=reads)), shape_for(comm), 1)
+    with running(comm, config, made_splits()) as run:
+        state, _ = load(run.network, path)
+        again = save(run.network, run.normalisation, state, folder / "again", "direct")
+        do_steps(run, state, 2)
+        assert {*ends, run.network.weights.sha256()} == {ends[0]}
+    with CheckpointReader(path) as one, CheckpointReader(again) as other, CheckpointReader(folder / "node" / path.name) as third:
+        for name, info in one.tensors.items():
+            values = [reader.read(name, (0,) * len(info.shape), info.shape).tobytes() for reader in (one, other, third)]
+            assert len(set(values)) == 1, name
 
 
 class Log(Watcher):

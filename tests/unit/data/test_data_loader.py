@@ -47,7 +47,7 @@ class UncachedDataset(Dataset):
 def test_ledger(data_size: int, micro_batches: int, num_samples: int, global_batch: int) -> None:
     dataset, order = counting_dataset(num_samples), Sampler(num_samples, 1)
     options = {"global_batch": global_batch}
-    alone = Loader(dataset, order, IDENTITY, **options)
+    alone = Loader(dataset, order, IDENTITY, cut=BatchCut(micro_batches=micro_batches), **options)
     loaders = [Loader(dataset, order, IDENTITY, cut=BatchCut(i, data_size, micro_batches), **options) for i in range(data_size)]
     used, epoch, position, steps = [], 4, 0, 0
     while epoch == 4:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,25 @@ def test_a_late_file_that_cannot_be_made_does_not_stop_the_rank(tmp_path: Path, 
         (tmp_path / "logs" / "rank-0001.log").mkdir()
         LOGGER.warning("careful")
     assert "Is a directory" in capsys.readouterr().err  # logging's own report
+
+
+def test_a_file_that_was_deleted_is_made_anew(tmp_path: Path) -> None:
+    with start_logging(0, 1, tmp_path):
+        LOGGER.info("first")
+        (tmp_path / "logs" / "rank-0000.log").unlink()
+        LOGGER.info("second")
+    (line,) = (tmp_path / "logs" / "rank-0000.log").read_text().splitlines()
+    assert line.endswith("second")
+
+
+def test_a_file_that_cannot_be_written_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with start_logging(0, 1, tmp_path):
+        shutil.rmtree(tmp_path / "logs")
+        for _ in range(3):
+            LOGGER.info("lost")
+    assert capsys.readouterr().err.splitlines() == [
+        f"lepton_mpi: the log {tmp_path}/logs/rank-0000.log cannot be written: No such file or directory"
+    ]
 
 
 def test_file_names_sort_by_rank(tmp_path: Path) -> None:

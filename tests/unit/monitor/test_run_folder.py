@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -182,3 +183,50 @@ def test_claiming_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> No
         claim_folder(tmp_path / "file", "a")
     with pytest.raises(ConfigError, match=r"run\.dir: .*File name too long"):
         claim_folder(tmp_path, "a" * 300)
+
+
+def test_a_deleted_folder_is_made_anew(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        folder.append_metrics({"step": 1})
+        assert not folder.restore()
+        shutil.rmtree(tmp_path / "run")
+        folder.append_metrics({"step": 2})  # goes to the file that nobody sees any more
+        assert folder.restore()
+        folder.append_metrics({"step": 3})
+        assert read_steps(folder) == [3]
+        assert folder.checkpoints.is_dir()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").touch()
+        with pytest.raises(ConfigError, match="cannot use the run folder"):
+            folder.restore()
+
+
+def test_a_line_that_does_not_fit_leaves_no_half(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run") as folder:
+        folder.append_metrics({"step": 1})
+        true_metrics, folder._metrics = folder._metrics, HalfFull(folder._metrics)
+        with pytest.raises(LeptonError, match="cannot write"):
+            folder.append_metrics({"step": 2})
+        folder._metrics = true_metrics
+        folder.append_metrics({"step": 3})
+        assert read_steps(folder) == [1, 3]
+
+
+class HalfFull:
+    """A file on a disk that takes four more bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._left = file, 4
+
+    def write(self, data: bytes) -> int:
+        if not self._left:
+            raise OSError(28, "No space left on device")
+        written: int = self._file.write(data[: self._left])
+        self._left -= written
+        return written
+
+    def seek(self, *where: int) -> Any:
+        return self._file.seek(*where)
+
+    def truncate(self, size: int) -> Any:
+        return self._file.truncate(size)

@@ -151,7 +151,7 @@ def test_load_refuses_other_models(tmp_path: Path) -> None:
         ({"hidden_size": 0}, r"model.hidden_sizes: expected a list of integers of at least 1"),
         ({"num_layers": 0}, r"num_layers: expected an integer of at least 1, got 0"),
         ({"num_layers": 2.0}, r"num_layers: expected an integer of at least 1, got 2.0"),
-        ({"optimizer": "adam"}, r"optimizer.name: expected one of sgd, adamw, got 'adam'"),
+        ({"optimizer": "adam"}, r"optimizer.name: expected one of sgd, adamw, lamb, onebit_adam, got 'adam'"),
         ({"lr": "0.1"}, r"optimizer.lr: expected a number"),
         ({"batch_size": 0}, r"train.global_batch: expected an integer of at least 1"),
         ({"normalise": "all"}, r"data.normalise: expected one of"),
