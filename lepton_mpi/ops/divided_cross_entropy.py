@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -51,7 +52,7 @@ class ClassChunks:
     @property
     def own(self) -> tuple[tuple[int, int], ...]:
         """First class and last class + 1 of each chunk here."""
-        return tuple(zip(self.edges[self.first : self.last], self.edges[self.first + 1 : self.last + 1], strict=True))
+        return tuple(pairwise(self.edges[self.first : self.last + 1]))
 
 
 def divided_cross_entropy_with_gradient(
@@ -162,7 +163,7 @@ class _Found:
     def smoothed_loss(self, smooth: Array, edges: tuple[int, ...]) -> Any:
         """Return the part of each row's loss that comes from what smoothing spreads over all classes."""
         loss = smooth.sum() * self.log_total
-        for k, (start, stop) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        for k, (start, stop) in enumerate(pairwise(edges)):
             share = float(smooth[start:stop].sum())
             if share:
                 loss -= self._smoothed[:, k] + share * self._offsets[:, k]
