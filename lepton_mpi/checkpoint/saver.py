@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final
+from typing import Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.background import BackgroundWriter
 from lepton_mpi.checkpoint.commit import commit, committed_path, make_temporary
-from lepton_mpi.checkpoint.drivers import file_runs
 from lepton_mpi.checkpoint.failure import as_checkpoint_error, failing_together
 from lepton_mpi.checkpoint.hdf5 import AttributeValue, create_data_file
-from lepton_mpi.checkpoint.layout import DATA_FILE, EXTENT_TABLE, TensorSlice, describe_block
-from lepton_mpi.checkpoint.plan import WritePlan, make_plan
+from lepton_mpi.checkpoint.layout import DATA_FILE, TensorSlice
+from lepton_mpi.checkpoint.plan import make_plan
+from lepton_mpi.checkpoint.save_plan import SavePlan
 from lepton_mpi.checkpoint.space import reserve_space
 from lepton_mpi.checkpoint.storage import DEFAULT_STORAGE, Storage
-from lepton_mpi.checkpoint.write_process import Extent as Runs
-from lepton_mpi.checkpoint.write_process import write_fully
 from lepton_mpi.checkpoint.writer import describe_file, meta_attributes
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.waiting import wait
@@ -34,7 +31,6 @@ from lepton_mpi.runtime.mpi import MPI
 _SLOWEST_S = 6 * 3600.0
 # How long a rank that ends by an error waits for a vote of the others that is still on its way.
 _PARTING_S = 1.0
-_ALIGNMENT = 64  # of the copies of slices; a cache line
 _FAILED, _BUSY, _DONE = -1, 0, 1
 _Stage = Literal["write", "check", "commit"]
 _NEXT: dict[_Stage, _Stage] = {"write": "check", "check": "commit"}
@@ -78,7 +74,7 @@ class BackgroundSaver:
         """Set up nothing but a communicator. Collective over comm."""
         self._comm = comm.Dup()
         self._storage = storage
-        self._plan: _Plan | None = None
+        self._plan: SavePlan | None = None
         self._writer: BackgroundWriter | None = None
         self._save: _Save | None = None
 
@@ -210,13 +206,13 @@ class BackgroundSaver:
             shutil.rmtree(save.temporary, ignore_errors=True)
 
     @collective("comm")
-    def _planned(self, slices: Sequence[TensorSlice]) -> _Plan:
+    def _planned(self, slices: Sequence[TensorSlice]) -> SavePlan:
         """Return what is the same in every save. Collective over comm. Messages are sent at the first call only."""
         if self._plan is None:
-            self._plan = _Plan(slices, make_plan(self._comm, slices, digested=False), self._comm)
+            self._plan = SavePlan(slices, make_plan(self._comm, slices, digested=False), self._comm)
         return self._plan
 
-    def _copy(self, plan: _Plan, slices: Sequence[TensorSlice]) -> None:
+    def _copy(self, plan: SavePlan, slices: Sequence[TensorSlice]) -> None:
         """Bring the state into the memory of the process, and start one where there is none."""
         if self._writer is not None and not self._writer.is_alive:
             self._writer.close()
@@ -226,7 +222,7 @@ class BackgroundSaver:
         if self._writer is not None:
             plan.copy(slices, self._writer.memory)
 
-    def _place(self, plan: _Plan, offsets: dict[str, int]) -> None:
+    def _place(self, plan: SavePlan, offsets: dict[str, int]) -> None:
         """Say where in the file everything lies. Local."""
         plan.place(offsets)
         if self._writer is not None:
@@ -284,106 +280,3 @@ class BackgroundSaver:
             shutil.rmtree(save.temporary, ignore_errors=True)
         rank = next(index for index, text in enumerate(errors) if text)
         raise CheckpointError(errors[rank] if rank == 0 else f"rank {rank}: {errors[rank]}")
-
-
-class _Block(NamedTuple):
-    """An extent without its array: which block of which tensor, and where it begins in the memory."""
-
-    path: str
-    starts: tuple[int, ...]
-    shape: tuple[int, ...]
-    memory: int
-
-
-class _Plan:
-    """What all saves of a run have in common: who writes what, from where in its memory to where in the file.
-
-    Attributes:
-        tensors: every logical tensor.
-        table: all ranks' extents, on rank 0.
-        offsets: where tensors and table lie in the file.
-        nbytes: size of the memory.
-        write: what this rank writes.
-        check: what it reads back, which another rank wrote.
-    """
-
-    @collective("comm")
-    def __init__(self, slices: Sequence[TensorSlice], shared: WritePlan, comm: MPI.Intracomm) -> None:
-        """Lay out the memory, and find the ranks that this one checks and is checked by. Collective over comm."""
-        self.tensors, self.table = shared.tensors, shared.table
-        self.offsets: dict[str, int] = {}
-        self.write: list[Runs] = []
-        self.check: list[Runs] = []
-        self._kinds = [_kind_of(tensor_slice) for tensor_slice in slices]
-        self._bases, self.nbytes = [], 0
-        blocks = []
-        for tensor_slice in slices:
-            self.nbytes += -self.nbytes % _ALIGNMENT
-            self._bases.append(self.nbytes)
-            for extent in tensor_slice.extents(digested=False):  # one behind the other, as the slice has them
-                blocks.append(_Block(extent.path, extent.starts, extent.array.shape, self.nbytes))
-                self.nbytes += extent.array.nbytes
-        self._mine = sorted(blocks)  # as the table has them
-        writers = [rank for rank, writes in enumerate(comm.allgather(bool(blocks))) if writes]
-        self._neighbours: tuple[int, int] | None = None
-        self._theirs: list[_Block] = []
-        if blocks:
-            place = writers.index(comm.rank)
-            self._neighbours = writers[place - 1], writers[(place + 1) % len(writers)]
-            self._theirs = self._swap(self._mine, comm)
-
-    def _swap(self, mine: list[Any], comm: MPI.Intracomm) -> list[Any]:
-        """Hand a list to the rank that checks this one, and return that of the rank that this one checks."""
-        if self._neighbours is None:
-            return []
-        before, after = self._neighbours
-        theirs: list[Any] = comm.sendrecv(mine, dest=before, source=after)
-        return theirs
-
-    def require_same(self, slices: Sequence[TensorSlice]) -> None:
-        """Refuse other slices than the first save had. Local."""
-        if [_kind_of(tensor_slice) for tensor_slice in slices] != self._kinds:
-            raise CheckpointError("the slices of a saver must be of the same blocks of the same tensors in every save")
-
-    def copy(self, slices: Sequence[TensorSlice], memory: NDArray[np.uint8]) -> None:
-        """Copy the state into the memory. Local."""
-        for base, tensor_slice in zip(self._bases, slices, strict=True):
-            source = tensor_slice.array
-            memory[base : base + source.nbytes].view(source.dtype).reshape(source.shape)[...] = source
-
-    def place(self, offsets: dict[str, int]) -> None:
-        """Note where tensors lie in the file. Local."""
-        self.offsets = offsets
-        self.write, self.check = ([self._runs(block) for block in blocks] for blocks in (self._mine, self._theirs))
-
-    def _runs(self, block: _Block) -> Runs:
-        first, run_nbytes, dims = file_runs(block.starts, block.shape, self.tensors[block.path])
-        return block.memory, self.offsets[block.path] + first, run_nbytes, dims
-
-    @collective("comm")
-    def exchange(self, digests: list[int], comm: MPI.Intracomm) -> list[int]:
-        """Complete the table, and return the digests of the rank that this one checks. Collective over comm."""
-        gathered = comm.gather(digests, root=0)
-        for rank, theirs in enumerate(gathered or ()):
-            self.table["crc32"][self.table["writer"] == rank] = theirs
-        return self._swap(digests, comm)
-
-    def write_table(self, file: Path) -> None:
-        """Put the table into the file and force both to the disk. Local, on rank 0."""
-        descriptor = os.open(file, os.O_WRONLY)
-        try:
-            if len(self.table):
-                write_fully(descriptor, memoryview(self.table.tobytes()), self.offsets[EXTENT_TABLE])
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def describe(self, index: int) -> str:
-        """Name an extent of the rank that this one checks. Local."""
-        block = self._theirs[index]
-        return f"tensor {block.path}, extent {describe_block(block.starts, block.shape)}"
-
-
-def _kind_of(tensor_slice: TensorSlice) -> tuple[Any, ...]:
-    array = tensor_slice.array
-    return tensor_slice.path, tensor_slice.global_shape, tensor_slice.starts, array.shape, array.dtype

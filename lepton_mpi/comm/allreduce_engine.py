@@ -21,6 +21,9 @@ FEEDBACK_CODECS = frozenset({"int4", "sign1"})
 
 # How long to look without a pause where every rank has a core: longer than a wake-up by the kernel takes.
 _SPIN_S = 100e-6
+# Enough that links stay busy while busy cores keep a rank waiting for some milliseconds.
+_MOST_CHUNKS, _LEAST_CHUNKS = 16, 4
+_STAGING_MIB = 128
 
 
 @final
@@ -46,7 +49,7 @@ class AllReduceEngine:
             comm: the ranks that add up; duplicated, never communicated on.
             ranks_per_node: treat this many consecutive ranks as one node; 0 asks MPI.
             chunk_mib: longest piece of an array that moves as one, MiB.
-            depth: chunks on their way at a time.
+            depth: chunks on their way at a time; 0 chooses.
             timeout_s: give up when nothing moves for this long.
             background: whether a thread makes progress between start and finish.
 
@@ -62,6 +65,7 @@ class AllReduceEngine:
         self.ranks_on_node = ranks
         self.owner = rank if rank < self.num_owners else None
         chunk_values = max(int(chunk_mib * 2**20 / 4), 1)
+        depth = depth or _choose_depth(int(self.comm.allreduce(ranks, op=MPI.MAX)), chunk_mib)
         plan = MemoryPlan()
         signal_nbytes = native.AllReduce.signal_nbytes(ranks)
         signals = plan.place(signal_nbytes)
@@ -113,3 +117,10 @@ class AllReduceEngine:
         for comm in (self.peers, self.node, self.comm):
             if comm != MPI.COMM_NULL:
                 comm.Free()
+
+
+def _choose_depth(ranks_on_node: int, chunk_mib: float) -> int:
+    """Return how many chunks are on their way: each has room for every rank of the node and for the sum."""
+    if ranks_on_node == 1:
+        return _MOST_CHUNKS
+    return min(max(int(_STAGING_MIB / (chunk_mib * (ranks_on_node + 1))), _LEAST_CHUNKS), _MOST_CHUNKS)

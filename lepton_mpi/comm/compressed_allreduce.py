@@ -26,7 +26,6 @@ AUTO = "auto"
 _LONGEST_PLAIN = 2**30
 # Measured at 1 Gbit/s and on one node, see docs/compressed_allreduce.md.
 _CHUNK_MIB = 2.0
-_DEPTH = 4
 
 
 class Pending(Protocol):
@@ -69,7 +68,7 @@ class CompressedAllreduce:
         average: bool = False,
         ranks_per_node: int = 0,
         chunk_mib: float = _CHUNK_MIB,
-        depth: int = _DEPTH,
+        depth: int = 0,
         timeout_s: float = 300.0,
         background: bool = False,
     ) -> None:
@@ -89,7 +88,7 @@ class CompressedAllreduce:
             average: divide sums by the number of ranks.
             ranks_per_node: treat this many consecutive ranks as one node; 0 asks MPI.
             chunk_mib: longest piece of an array that moves as one, MiB.
-            depth: chunks on their way at a time.
+            depth: chunks on their way at a time; 0: 16, or as many as fit into 128 MiB of shared memory, but at least 4.
             timeout_s: give up when nothing moves for this long, seconds.
             background: let a thread make progress between `start` and `finish`; MPI must have been started with
                 MPI_THREAD_MULTIPLE, as mpi4py does unless told otherwise.
@@ -102,7 +101,7 @@ class CompressedAllreduce:
         from lepton_mpi.runtime.mpi import MPI
 
         codecs = tuple(allow) if codec == AUTO else (codec,)
-        for name in codecs or ("",):
+        for name in codecs:
             if name not in CODEC_NUMBERS:
                 raise CodecError(f"expected a codec among {', '.join(CODEC_NUMBERS)}, or {AUTO}, received {name!r}")
         if background and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
@@ -146,9 +145,9 @@ class CompressedAllreduce:
         Collective over comm.
         """
         begin = time.perf_counter()
-        pending = self.start(values, out, name=name)
+        pending = self._start(values, out, name, blocking=True)
         pending.finish()
-        if self._choice is not None and isinstance(pending, _Sum):
+        if self._choice is not None:
             # Of sums that begin and end in one go: others wait for the program between their two ends.
             self._choice.record(pending.nbytes, pending.way, time.perf_counter() - begin)
 
@@ -169,6 +168,11 @@ class CompressedAllreduce:
         Raises:
             CodecError: the arrays are not float32, of different sizes, or out is missing.
         """
+        return self._start(values, out, name, blocking=False)
+
+    @collective("comm")
+    def _start(self, values: Any, out: Any, name: str, blocking: bool) -> _Sum:
+        """See `start`; a blocking sum may be complete at the end. Collective over comm."""
         out = values if out is None else out
         _check_arrays(values, out)
         buffers = self._buffers.setdefault(name, _Buffers())
@@ -181,7 +185,7 @@ class CompressedAllreduce:
             source, target = None if values is None else host, host
         codec = self._choice.next(4 * target.size) if self._choice else self._codec
         later = (target, out) if target is buffers.host else None
-        return self._begin(source, target, codec, residual, later)
+        return self._begin(source, target, codec, residual, later, blocking)
 
     def _begin(
         self,
@@ -190,6 +194,7 @@ class CompressedAllreduce:
         codec: str,
         residual: NDArray[np.float32] | None,
         later: tuple[NDArray[np.float32], Any] | None,
+        blocking: bool,
     ) -> _Sum:
         if codec != PLAIN:
             number = self._engine.start(source, target, codec, residual, self._scale)
@@ -203,7 +208,7 @@ class CompressedAllreduce:
             mine = target[self._engine.owned(residual.size)]
             mine += owed
             owed.fill(0)
-        return _Sum(_Plain(self._engine.comm, target, self._scale), 0, later, codec, 4 * target.size)
+        return _Sum(_Plain(self._engine.comm, target, self._scale, blocking), 0, later, codec, 4 * target.size)
 
     def progress(self) -> None:
         """Move sums along that were started, without waiting. Local."""
@@ -265,13 +270,18 @@ class CompressedAllreduce:
 
 @final
 class _Plain:
-    """A sum by MPI_Iallreduce, behind the interface of the engine."""
+    """A sum by MPI itself, behind the interface of the engine; by MPI_Allreduce, often the faster one, where it may block."""
 
-    def __init__(self, comm: MPI.Intracomm, target: NDArray[np.float32], scale: float) -> None:
+    def __init__(self, comm: MPI.Intracomm, target: NDArray[np.float32], scale: float, blocking: bool) -> None:
         from lepton_mpi.runtime.mpi import MPI
 
         parts = [target[at : at + _LONGEST_PLAIN] for at in range(0, target.size, _LONGEST_PLAIN)]
-        self._requests = [comm.Iallreduce(MPI.IN_PLACE, part, MPI.SUM) for part in parts]
+        self._requests: list[MPI.Request] = []
+        for part in parts:
+            if blocking:
+                comm.Allreduce(MPI.IN_PLACE, part, MPI.SUM)
+            else:
+                self._requests.append(comm.Iallreduce(MPI.IN_PLACE, part, MPI.SUM))
         self._target, self._scale = target, scale
 
     def progress(self) -> None:

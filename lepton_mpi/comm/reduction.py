@@ -98,6 +98,38 @@ def sum_in_tree_order(comm: MPI.Intracomm, leaves: Sequence[NDArray[Any]], num_l
 
 
 @collective("comm")
+def sum_and_scatter_in_tree_order(
+    comm: MPI.Intracomm, leaves: Sequence[NDArray[Any]], num_leaves: int, widths: Sequence[int]
+) -> NDArray[Any]:
+    """Return this rank's columns of the sum of the leaves of all ranks, with the bits of `sum_in_tree_order`.
+
+    Collective over comm.
+
+    Args:
+        comm: the ranks that add up; rank r has the leaves `split_range(num_leaves, size, r)`, at least one.
+        leaves: arrays [B, F] of one dtype on all ranks; sums may be left in them.
+        num_leaves: leaves of all ranks.
+        widths: the number of columns that each rank gets, F together.
+
+    Returns:
+        Array [B, widths[rank]]; the only leaf itself where there is one.
+    """
+    size, rank = comm.Get_size(), comm.Get_rank()
+    spread = [split_range(num_leaves, size, r) for r in range(size)]
+    values = add_leaves(leaves, spread[rank][0], num_leaves)
+    if size == 1:
+        return np.asarray(values[0])
+    rows, datatype, edges = len(leaves[0]), _datatype(leaves[0]), np.cumsum([0, *widths]).tolist()
+    counts = [len(whole_nodes(first, last, num_leaves)) for first, last in spread]
+    outgoing = np.concatenate([value[:, edges[r] : edges[r + 1]].ravel() for r in range(size) for value in values])
+    sent = [len(values) * rows * width for width in widths]
+    received = [n * rows * widths[rank] for n in counts]
+    parts = np.empty((sum(counts), rows * widths[rank]), outgoing.dtype)
+    wait(comm.Ialltoallv([outgoing, sent, datatype], [parts, received, datatype]), "the parts of a sum")
+    return np.asarray(add_nodes(list(parts), spread, num_leaves)).reshape(rows, widths[rank])
+
+
+@collective("comm")
 def gather_features(comm: MPI.Intracomm, x_BF: NDArray[Any], widths: list[int]) -> NDArray[Any]:
     """Return the blocks of columns of all ranks side by side.
 

@@ -55,6 +55,10 @@ class GridConfig:
         "what the stages are cut by: the multiply-adds of the layers, or how long they take, measured at the start",
         choices=("estimate", "measure"),
     )
+    sequence: bool = key(
+        False,
+        "gpt, llama: shards also divide the positions of what lies between divided layers (norms, dropout, the residual stream)",
+    )
 
 
 @dataclass(frozen=True)

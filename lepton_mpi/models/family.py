@@ -53,6 +53,7 @@ class ModelSpec:
         summary: sizes, for the banner.
         pad_id: id that fills short sequences up and gets no attention; None where there is none.
         batch_statistics: whether a layer looks at the micro-batch as a whole, so that its size matters.
+        divides_positions: whether its layers can work on slices of the positions, see `Place.sequence`.
     """
 
     family: str
@@ -63,6 +64,7 @@ class ModelSpec:
     summary: str = ""
     pad_id: int | None = None
     batch_statistics: bool = False
+    divides_positions: bool = False
 
     @cached_property
     def boundaries(self) -> tuple[Shapes, ...]:

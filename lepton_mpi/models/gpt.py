@@ -56,7 +56,9 @@ class Gpt(Family):
         )
         head = Chain("head", (LayerNorm("norm", sizes.width, sizes.norm_epsilon), output_layer(sizes)))
         blocks = (_block(f"blocks.{i}", sizes) for i in range(sizes.num_layers))
-        return ModelSpec("gpt", task, data, (embed, *blocks, head), input_kind="ids", summary=sizes.summary("gpt"))
+        return ModelSpec(
+            "gpt", task, data, (embed, *blocks, head), input_kind="ids", summary=sizes.summary("gpt"), divides_positions=True
+        )
 
 
 def gpt_sizes(config: ModelConfig, data: DataShape) -> TransformerSizes:

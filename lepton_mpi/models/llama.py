@@ -55,7 +55,9 @@ class Llama(Family):
         )
         head = Chain("head", (RMSNorm("norm", sizes.width, sizes.norm_epsilon), output_layer(sizes)))
         blocks = (_block(f"blocks.{i}", sizes) for i in range(sizes.num_layers))
-        return ModelSpec("llama", task, data, (embed, *blocks, head), input_kind="ids", summary=sizes.summary("llama"))
+        return ModelSpec(
+            "llama", task, data, (embed, *blocks, head), input_kind="ids", summary=sizes.summary("llama"), divides_positions=True
+        )
 
 
 def llama_sizes(config: ModelConfig, data: DataShape) -> TransformerSizes:

@@ -186,7 +186,8 @@ class AttentionModule(Module):
 
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y [B, T, W] for x [B, T, W]."""
-        x = self._enter.forward(x)
+        entered, enter, reduce = x.shape, self._enter.of(context.num_positions), self._reduce.of(context.num_positions)
+        x = enter.forward(x)
         x_RW = x.reshape(-1, self._layer.width)
         q, k, v = (
             linear_by_columns(x_RW, weight.value, chunks, None if bias is None else bias.value, precision=self._precision).reshape(
@@ -208,15 +209,16 @@ class AttentionModule(Module):
             dropout=self._dropout(context),
         )
         heads_RF = heads.reshape(len(x_RW), self.out.value.shape[1])
-        y_RW = self._reduce.forward(linear_by_rows(heads_RF, self.out.value, self._query_chunks, precision=self._precision))
+        parts = linear_by_rows(heads_RF, self.out.value, self._query_chunks, precision=self._precision)
+        y = reduce.forward([part.reshape(x.shape) for part in parts])
         if self.out_bias is not None:
-            y_RW += self.out_bias.value
-        return y_RW.reshape(x.shape), (x_RW, q, k, v, heads_RF, saved)
+            y += self.out_bias.value
+        return y.reshape(entered), (x_RW, q, k, v, heads_RF, saved, x.shape, (enter, reduce))
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return dx [B, T, W] for dy [B, T, W]."""
-        x_RW, q, k, v, heads_RF, kept = saved
-        dy_RW = self._reduce.adjoint(dy.reshape(x_RW.shape))
+        x_RW, q, k, v, heads_RF, kept, x_shape, (enter, reduce) = saved
+        dy_RW = reduce.adjoint(dy).reshape(x_RW.shape)
         dheads = rows_backward_input(dy_RW, self.out.value, self._query_chunks, precision=self._precision).reshape(q.shape)
         dq, dk, dv = attention_backward(dheads, q, k, v, kept)
         tables = self._tables(q)
@@ -235,7 +237,7 @@ class AttentionModule(Module):
         for other in others:
             for part, more in zip(parts, other, strict=True):
                 part += more
-        return self._enter.adjoint(parts).reshape(dy.shape), pending
+        return enter.adjoint([part.reshape(x_shape) for part in parts]).reshape(dy.shape), pending
 
     def backward_weight(self, pending: Any) -> None:
         """Add the gradients of all four projections."""

@@ -29,22 +29,27 @@ class Dropout(Layer):
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> DropoutModule:
         """Return the layer at work."""
-        return DropoutModule(self.rate, random_key(place.seed, "dropout", self.name))
+        return DropoutModule(self.rate, random_key(place.seed, "dropout", self.name), place)
 
 
 class DropoutModule(Module):
     """Dropout under a key."""
 
-    def __init__(self, rate: float, key: int) -> None:
+    def __init__(self, rate: float, key: int, place: Place) -> None:
         """Make the layer."""
         self.rate = rate
         self.key = key
+        self._share = place.share
 
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y of the shape of x [B, ...], or x itself where nothing is dropped."""
         if not context.training or self.rate == 0:
             return x, None
-        return dropout(x, self.rate, self.key, context.step, context.first_row, math.prod(x.shape[1:]))
+        first, size = 0, math.prod(x.shape[1:])
+        if context.num_positions:  # x is [B, own positions, ...]
+            features = math.prod(x.shape[2:])
+            first, size = self._share(context.num_positions)[0] * features, context.num_positions * features
+        return dropout(x, self.rate, self.key, context.step, context.first_row, size, first)
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return dx."""

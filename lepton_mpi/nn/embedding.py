@@ -13,7 +13,7 @@ from lepton_mpi.errors import ConfigError, DataError
 from lepton_mpi.nn.initial import Initial, Normal
 from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
-from lepton_mpi.nn.move import AddParts, Move
+from lepton_mpi.nn.move import AddParts, Move, Stay
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
 from lepton_mpi.nn.place import Place
 from lepton_mpi.ops.embedding import embedding, embedding_backward
@@ -102,11 +102,13 @@ class EmbeddingModule(Module):
                 f"parameter {self.weight.block.name}: expected ids in [0, {num_embeddings}), received {int(x[outside][0])}: "
                 "the data were made for a larger vocabulary than the model has"
             )
-        return self.reduce.forward([embedding(x, self.weight.value, self.first)]), x
+        reduce = self.reduce.of(context.num_positions)
+        return reduce.forward([embedding(x, self.weight.value, self.first)]), (x, reduce)
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return None: ids have no gradient."""
-        return None, (saved, self.reduce.adjoint(dy))
+        ids, reduce = saved
+        return None, (ids, reduce.adjoint(dy))
 
     def backward_weight(self, pending: Any) -> None:
         """Add the gradient of the rows that were used."""
@@ -151,25 +153,28 @@ class LearnedPositions(Layer):
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> LearnedPositionsModule:
         """Return the layer at work."""
-        return LearnedPositionsModule(parameters[f"{self.name}.weight"], self.offset)
+        return LearnedPositionsModule(parameters[f"{self.name}.weight"], self.offset, place)
 
 
 class LearnedPositionsModule(Module):
-    """y = x + weight[offset : offset + T]."""
+    """y = x + weight[offset : offset + T]; of slices of the positions, each shard adds its own."""
 
-    def __init__(self, weight: Parameter, offset: int) -> None:
+    def __init__(self, weight: Parameter, offset: int, place: Place) -> None:
         """Make the layer on its table."""
         self.weight = weight
         self.offset = offset
+        self._share = place.share
+        self._gather = place.gather_positions() if place.sequence else Stay()
 
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y [B, T, C] for x [B, T, C]."""
-        return x + self.weight.value[self.offset : self.offset + x.shape[1]], None
+        first = self.offset + self._share(context.num_positions)[0] if context.num_positions else self.offset
+        return x + self.weight.value[first : first + x.shape[1]], self._gather.of(context.num_positions)
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return dx, which is dy."""
-        return dy if want_dx else None, dy
+        return dy if want_dx else None, saved.forward(dy.sum(axis=0)[None])[0]
 
     def backward_weight(self, pending: Any) -> None:
-        """Add the sum of dy over the samples."""
-        self.weight.grad[self.offset : self.offset + pending.shape[1]] += pending.sum(axis=0)
+        """Add the sum of dy over the samples, of all positions."""
+        self.weight.grad[self.offset : self.offset + len(pending)] += pending

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
 from lepton_mpi.nn.place import Place
+from lepton_mpi.nn.positionwise import PositionwiseModule
 from lepton_mpi.ops.layer_norm import layer_norm, layer_norm_backward
 
 
@@ -47,10 +48,13 @@ class LayerNorm(Layer):
         """Return [..., C] for [..., C]."""
         return (require_shape(self, shapes, (-1, self.num_features)),)
 
-    def build(self, parameters: Mapping[str, Parameter], place: Place) -> LayerNormModule:
+    def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
         """Return the layer at work."""
-        bias = parameters[self.bias_spec.name] if self.bias else None
-        return LayerNormModule(parameters[self.weight_spec.name], bias, self.epsilon)
+        weights = [parameters[spec.name] for spec in self.parameters]
+        return PositionwiseModule(self._on, weights, place) if place.sequence else self._on(weights)
+
+    def _on(self, weights: Sequence[Parameter]) -> LayerNormModule:
+        return LayerNormModule(weights[0], weights[1] if self.bias else None, self.epsilon)
 
 
 class LayerNormModule(Module):

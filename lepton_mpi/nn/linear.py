@@ -5,6 +5,7 @@ Dims: B samples, R rows (samples, times positions where there are any), I input 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -156,7 +157,8 @@ class LinearModule(Module):
 
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y [B, ..., O] for x [B, ..., I]."""
-        x = self.enter.forward(x)
+        entered, enter, reduce = x.shape, self.enter.of(context.num_positions), self.reduce.of(context.num_positions)
+        x = enter.forward(x)
         x_RI = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(x.size, self.weight.value.shape[1])
         weight = self.weight.value
         parts = (
@@ -164,7 +166,8 @@ class LinearModule(Module):
             if len(self.rows) > 1
             else [linear_by_columns(x_RI, weight, self.columns, precision=self.precision)]
         )
-        y_RO = self.reduce.forward(parts)  # a new array: may be overwritten
+        y = reduce.forward([part.reshape(*x.shape[:-1], part.shape[-1]) for part in parts])  # a new array: may be overwritten
+        y_RO = y.reshape(math.prod(y.shape[:-1]), y.shape[-1])
         if self.relu and self.bias is not None:
             bias_relu(y_RO, self.bias.value)
         else:
@@ -172,18 +175,16 @@ class LinearModule(Module):
                 y_RO += self.bias.value
             if self.relu:
                 y_RO.clip(0, None, out=y_RO)
-        y = y_RO.reshape(*x.shape[:-1], y_RO.shape[-1])
         leave = Stay() if self.feeds_loss and context.divided_output else self.leave
-        return leave.forward(y), (x_RI, y_RO if self.relu else None, x.shape, leave)
+        return leave.forward(y), (x_RI, y_RO if self.relu else None, entered, x.shape, (enter, reduce, leave))
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return dx [B, ..., I] for dy [B, ..., O]."""
-        x_RI, y_RO, x_shape, leave = saved
+        x_RI, y_RO, entered, x_shape, (enter, reduce, leave) = saved
         dz = leave.adjoint(dy)
-        dz_RO = dz.reshape(len(x_RI), self.weight.value.shape[0])
         if y_RO is not None:
-            dz_RO = relu_backward(dz_RO, y_RO)
-        dz_RO = self.reduce.adjoint(dz_RO)
+            dz = relu_backward(dz.reshape(y_RO.shape), y_RO).reshape(dz.shape)
+        dz_RO = reduce.adjoint(dz).reshape(len(x_RI), self.weight.value.shape[0])
         if not want_dx:
             return None, (x_RI, dz_RO)
         weight = self.weight.value
@@ -192,7 +193,7 @@ class LinearModule(Module):
             if len(self.rows) > 1
             else columns_backward_input(dz_RO, weight, self.columns, precision=self.precision)
         )
-        return self.enter.adjoint(parts).reshape(x_shape), (x_RI, dz_RO)
+        return enter.adjoint([part.reshape(x_shape) for part in parts]).reshape(entered), (x_RI, dz_RO)
 
     def backward_weight(self, pending: Any) -> None:
         """Add dW [O, I] and db [O]."""

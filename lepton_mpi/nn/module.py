@@ -19,6 +19,7 @@ class Context:
         key_mask: bool [B, T], False at padding; None where there is none.
         pieces: rows of each piece of the micro-batch, where the work on these must be done apart; None: it is one.
         num_pieces: pieces of the batch over all data ranks, which have them in rank order.
+        num_positions: positions of a whole sample, where shards hold slices of them, see `Place.sequence`; else 0.
         divided_output: whether the layer that makes the output of the model may leave it divided over the shards.
     """
 
@@ -30,6 +31,7 @@ class Context:
     pieces: tuple[int, ...] | None = None
     num_pieces: int = 0
     divided_output: bool = False
+    num_positions: int = 0
 
 
 class Module(ABC):

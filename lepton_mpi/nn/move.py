@@ -19,6 +19,11 @@ class Move(ABC):
     def adjoint(self, dy: Any) -> Any:
         """Return F* dy."""
 
+    def of(self, num_positions: int) -> Move:
+        """Return the move for samples of so many positions, where that matters, see `Context.num_positions`. Local."""
+        del num_positions
+        return self
+
 
 class Stay(Move):
     """The identity: nothing moves."""

@@ -31,6 +31,8 @@ class Place(ABC):
         precision: precision of matrix products.
         chunks: chunks of a divided dim over all shards; 0: one a shard.
         take: takes the gradients of weights after each piece of work, and leaves zeros; None: they add up where they are.
+        sequence: whether what is not divided by features, [B, T, C], is divided by positions: a shard holds its part of T, which
+            is that of a dim of length T and unit 1. `replicate` then gathers positions first, and `sum` leaves slices.
     """
 
     shards: int = 1
@@ -40,6 +42,7 @@ class Place(ABC):
     precision: Precision = "fp32"
     chunks: int = 0
     take: TakeGradients | None = None
+    sequence: bool = False
 
     @property
     def cut(self) -> ShardCut:
@@ -70,9 +73,33 @@ class Place(ABC):
             length, unit: the dim that was summed over: each shard brings a part for each of its chunks of it. 0: one a shard.
         """
 
+    def gather_positions(self) -> Move:
+        """Return the move that makes the whole of [B, T, ...] out of the shards' slices of the positions, see `sequence`."""
+        return self.replicate()
+
     @abstractmethod
     def gather(self, length: int, unit: int = 1) -> Move:
         """Return the move that makes the whole of a last dim of `length` out of the shards' parts."""
+
+    @collective("grid.shard")
+    def add_chunks(self, columns: Any, length: int) -> Any:
+        """Return the sum of the columns of all shards.
+
+        Collective over grid.shard.
+
+        Args:
+            columns: [n, own chunks], one for each chunk that this shard has of a dim of `length`; maybe none.
+            length: of that dim.
+
+        Returns:
+            A new array [n], the same on all shards and for any number of them.
+        """
+        num = self.cut.num_chunks(length)
+        whole = self.gather(num).forward(columns)  # a dim of one column a chunk is divided just as that dim is
+        total = whole[:, 0].copy()
+        for chunk in range(1, num):
+            total += whole[:, chunk]
+        return total
 
     @abstractmethod
     @collective("grid.data")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
 from lepton_mpi.nn.place import Place
+from lepton_mpi.nn.positionwise import PositionwiseModule
 from lepton_mpi.ops.rms_norm import rms_norm, rms_norm_backward
 
 
@@ -35,9 +36,13 @@ class RMSNorm(Layer):
         """Return [..., C] for [..., C]."""
         return (require_shape(self, shapes, (-1, self.num_features)),)
 
-    def build(self, parameters: Mapping[str, Parameter], place: Place) -> RMSNormModule:
+    def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
         """Return the layer at work."""
-        return RMSNormModule(parameters[f"{self.name}.weight"], self.epsilon)
+        weights = [parameters[spec.name] for spec in self.parameters]
+        return PositionwiseModule(self._on, weights, place) if place.sequence else self._on(weights)
+
+    def _on(self, weights: Sequence[Parameter]) -> RMSNormModule:
+        return RMSNormModule(weights[0], self.epsilon)
 
 
 class RMSNormModule(Module):

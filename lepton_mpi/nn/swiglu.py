@@ -92,18 +92,19 @@ class SwiGLUModule(Module):
 
     def forward(self, x: Any, context: Context) -> tuple[Any, Any]:
         """Return y [B, ..., C] for x [B, ..., C]."""
-        x = self.enter.forward(x)
+        entered, enter, reduce = x.shape, self.enter.of(context.num_positions), self.reduce.of(context.num_positions)
+        x = enter.forward(x)
         x_RC = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         gate_RF = linear_by_columns(x_RC, self.gate.value, self.chunks, precision=self.precision)
         up_RF = linear_by_columns(x_RC, self.up.value, self.chunks, precision=self.precision)
         parts = linear_by_rows(swiglu(gate_RF, up_RF), self.down.value, self.chunks, precision=self.precision)
-        return self.reduce.forward(parts).reshape(x.shape), (x_RC, gate_RF, up_RF)
+        y = reduce.forward([part.reshape(x.shape) for part in parts])
+        return y.reshape(entered), (x_RC, gate_RF, up_RF, x.shape, (enter, reduce))
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return dx [B, ..., C] for dy [B, ..., C]."""
-        x_RC, gate_RF, up_RF = saved
-        dy = self.reduce.adjoint(dy)
-        dy_RC = dy.reshape(x_RC.shape)
+        x_RC, gate_RF, up_RF, x_shape, (enter, reduce) = saved
+        dy_RC = reduce.adjoint(dy).reshape(x_RC.shape)
         dhidden_RF = rows_backward_input(dy_RC, self.down.value, self.chunks, precision=self.precision)
         dgate_RF, dup_RF, hidden_RF = swiglu_backward(dhidden_RF, gate_RF, up_RF)
         pending = (x_RC, dgate_RF, dup_RF, hidden_RF, dy_RC)
@@ -114,7 +115,7 @@ class SwiGLUModule(Module):
             parts, columns_backward_input(dup_RF, self.up.value, self.chunks, precision=self.precision), strict=True
         ):
             part += more
-        return self.enter.adjoint(parts).reshape(dy.shape), pending
+        return enter.adjoint([part.reshape(x_shape) for part in parts]).reshape(dy.shape), pending
 
     def backward_weight(self, pending: Any) -> None:
         """Add the gradients of the three weights."""

@@ -14,6 +14,7 @@ from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
 from lepton_mpi.nn.place import Place, TakeGradients
 from lepton_mpi.ops.array_module import array_module
 from lepton_mpi.ops.product import Precision
+from lepton_mpi.parallel.sequence_moves import GatherPositions, ScatterSum
 from lepton_mpi.parallel.shard_moves import GatherFromShards, ReplicateToShards, SumOverShards
 from lepton_mpi.runtime.ranges import split_range
 
@@ -31,11 +32,17 @@ class GridPlace(Place):
 
     def replicate(self, length: int = 0, unit: int = 1) -> Move:
         """Return the move of a replicated array into a divided layer."""
-        return ReplicateToShards(self.grid.shard, self._num_chunks(length, unit)) if self.shards > 1 else Replicate()
+        if self.shards == 1:
+            return Replicate()
+        chunks = self._num_chunks(length, unit)
+        return GatherPositions(self.grid.shard, self.cut, chunks) if self.sequence else ReplicateToShards(self.grid.shard, chunks)
 
     def sum(self, length: int = 0, unit: int = 1) -> Move:
         """Return the move that makes partial arrays a replicated one."""
-        return SumOverShards(self.grid.shard, self._num_chunks(length, unit)) if self.shards > 1 else AddParts()
+        if self.shards == 1:
+            return AddParts()
+        chunks = self._num_chunks(length, unit)
+        return ScatterSum(self.grid.shard, self.cut, chunks) if self.sequence else SumOverShards(self.grid.shard, chunks)
 
     def gather(self, length: int, unit: int = 1) -> Move:
         """Return the move that makes a whole last dim."""
@@ -63,12 +70,19 @@ class GridPlace(Place):
         return xp.asarray(rows)
 
 
-def place_on(grid: ProcessGrid, seed: int, precision: Precision, chunks: int = 0, take: TakeGradients | None = None) -> GridPlace:
+def place_on(
+    grid: ProcessGrid,
+    seed: int,
+    precision: Precision,
+    chunks: int = 0,
+    take: TakeGradients | None = None,
+    sequence: bool = False,
+) -> GridPlace:
     """Return the place of this rank on a grid. Local.
 
     Args:
         grid: the process grid.
-        seed, precision, chunks, take: see `Place`.
+        seed, precision, chunks, take, sequence: see `Place`.
     """
     return GridPlace(
         shards=grid.shape.shards,
@@ -78,5 +92,6 @@ def place_on(grid: ProcessGrid, seed: int, precision: Precision, chunks: int = 0
         precision=precision,
         chunks=chunks,
         take=take,
+        sequence=sequence,
         grid=grid,
     )

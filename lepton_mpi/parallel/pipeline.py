@@ -84,6 +84,7 @@ class Pipeline:
         xp: Any,
         pad_id: int | None = None,
         schedule: Schedule = SCHEDULES["1f1b"],
+        num_positions: int = 0,
     ) -> None:
         """Make the executor.
 
@@ -94,7 +95,9 @@ class Pipeline:
             xp: module of the arrays, numpy or cupy.
             pad_id: see `ModelSpec.pad_id`; all stages need the inputs then.
             schedule: the order of passes in training.
+            num_positions: see `Context`.
         """
+        self._num_positions = num_positions
         self._grid = grid
         self._stages = tuple(stages)
         self.layer_starts = plan.layer_starts
@@ -103,13 +106,15 @@ class Pipeline:
         self._xp = xp
         self._pad_id = pad_id
 
-    def with_shapes(self, ends: Sequence[tuple[Shapes, Shapes]]) -> Pipeline:
+    def with_shapes(self, ends: Sequence[tuple[Shapes, Shapes]], num_positions: int = 0) -> Pipeline:
         """Return an executor of the same layers for samples of another shape. Local.
 
         Args:
             ends: what enters and leaves each virtual stage, see `stage_shapes`.
+            num_positions: see `Context`.
         """
         other = copy(self)
+        other._num_positions = num_positions
         other._ends = tuple(ends)
         return other
 
@@ -171,6 +176,7 @@ class _Step:
         self._ends = pipeline._ends
         self._xp = pipeline._xp
         self._pad_id = pipeline._pad_id
+        self._num_positions = pipeline._num_positions
         self._batch = batch
         self._loss = loss
         self._factor = factor
@@ -253,4 +259,4 @@ class _Step:
         training = self._loss is not None
         divided = self._loss is not None and self._loss.takes_divided
         first_row, pieces = batch.first_rows[m], (batch.pieces, batch.num_pieces)
-        return Context(training, batch.step, first_row, batch.num_global, mask, *pieces, divided)
+        return Context(training, batch.step, first_row, batch.num_global, mask, *pieces, divided, self._num_positions)

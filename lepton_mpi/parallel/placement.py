@@ -106,6 +106,7 @@ def plan_stage(
     shard: int,
     chunks: int = 0,
     division: Division | None = None,
+    sequence: bool = False,
 ) -> StagePlan:
     """Return what a place of the grid holds. Local; every rank can ask for every place.
 
@@ -115,6 +116,7 @@ def plan_stage(
         stage, shard: the place.
         chunks: see `ShardCut`.
         division: see `divide_model`; None: one run of layers a stage, by estimated costs.
+        sequence: see `Place`.
     """
     cut = ShardCut(shards, chunks)
     division = division or divide_model(model, stages)
@@ -128,7 +130,7 @@ def plan_stage(
     weights = [_cut(spec, cut, shard, stage == holders[spec.name][0]) for spec in [*shared, *private]]
     layout = ParameterLayout(weights, [cut_parameter(spec, shards, shard, chunks) for spec in statistics])
     return StagePlan(
-        tuple(VirtualStage(model.layers[first:last], *_ends(model, (first, last), cut, shard)) for first, last in runs),
+        tuple(VirtualStage(model.layers[first:last], *_ends(model, (first, last), cut, shard, sequence)) for first, last in runs),
         layout,
         _layer_starts(layers, layout, {spec.name for spec in private}),
         tuple((index, holders[spec.name]) for index, spec in enumerate(shared)),
@@ -144,6 +146,7 @@ def stage_shapes(
     input_shape: tuple[int, ...],
     chunks: int = 0,
     division: Division | None = None,
+    sequence: bool = False,
 ) -> tuple[tuple[Shapes, Shapes], ...]:
     """Return what enters and leaves the runs of a place of the grid, as `VirtualStage` has it, for samples of another shape. Local.
 
@@ -152,15 +155,15 @@ def stage_shapes(
     """
     asked, cut = model.for_samples(input_shape), ShardCut(shards, chunks)
     division = division or divide_model(model, stages)
-    return tuple(_ends(asked, run, cut, shard) for run in division[stage::stages])
+    return tuple(_ends(asked, run, cut, shard, sequence) for run in division[stage::stages])
 
 
-def _ends(model: ModelSpec, run: tuple[int, int], cut: ShardCut, shard: int) -> tuple[Shapes, Shapes]:
+def _ends(model: ModelSpec, run: tuple[int, int], cut: ShardCut, shard: int, sequence: bool) -> tuple[Shapes, Shapes]:
     first, last = run
     entering, leaving = model.boundaries[first], model.boundaries[last]
     return (
-        entering if first == 0 else _local(entering, model.layers[first - 1], cut, shard),
-        _local(leaving, model.layers[last - 1], cut, shard),
+        entering if first == 0 else _local(entering, model.layers[first - 1], cut, shard, sequence),
+        _local(leaving, model.layers[last - 1], cut, shard, sequence),
     )
 
 
@@ -192,9 +195,12 @@ def _layer_starts(layers: Sequence[Layer], layout: ParameterLayout, private: set
     return tuple(starts)
 
 
-def _local(shapes: Shapes, before: Layer, cut: ShardCut, shard: int) -> Shapes:
+def _local(shapes: Shapes, before: Layer, cut: ShardCut, shard: int, sequence: bool) -> Shapes:
     """Return the shapes on one shard of what a layer hands on."""
     if not before.divided:
-        return shapes
+        if not sequence:
+            return shapes
+        start, stop = cut.share(shard, shapes[0][0])
+        return ((stop - start, *shapes[0][1:]),)
     start, stop = cut.share(shard, shapes[0][-1], before.divided_unit)
     return ((*shapes[0][:-1], stop - start),)

@@ -9,6 +9,7 @@ from typing import Any
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import GridShape, ProcessGrid, choose_grid_shape
 from lepton_mpi.config.schema import GridConfig, ModelConfig
+from lepton_mpi.errors import ConfigError
 from lepton_mpi.models.family import DataShape, ModelSpec
 from lepton_mpi.models.registry import choose_family_task
 from lepton_mpi.nn.place import Place
@@ -83,8 +84,10 @@ class Network:
             return self
         grid, shape = self.grid, self.grid.shape
         here = (grid.stage_index, grid.shard_index)
-        ends = stage_shapes(self.model, shape.stages, shape.shards, *here, input_shape, self.virtual.chunks, self.division)
-        return replace(self, model=self.model.for_samples(input_shape), pipeline=self.pipeline.with_shapes(ends))
+        sequence, chunks = self.place.sequence, self.virtual.chunks
+        ends = stage_shapes(self.model, shape.stages, shape.shards, *here, input_shape, chunks, self.division, sequence)
+        pipeline = self.pipeline.with_shapes(ends, input_shape[0] if sequence else 0)
+        return replace(self, model=self.model.for_samples(input_shape), pipeline=pipeline)
 
 
 def declare_model(config: ModelConfig, data: DataShape) -> ModelSpec:
@@ -130,6 +133,7 @@ def build_network(
     shard: Shard = "node",
     pipelining: Pipelining | None = None,
     virtual: VirtualGrid | None = None,
+    sequence: bool = False,
 ) -> Network:
     """Place a model on a grid, with zeroed parameters.
 
@@ -148,25 +152,30 @@ def build_network(
         shard: over which ranks optimizer state is divided, see `Ownership`.
         pipelining: how its layers pass through the pipeline; None: the default.
         virtual: virtual shards and chunks, for the same bits on every grid; None: none.
+        sequence: whether shards divide the positions between divided layers too, see `Place`.
 
     Raises:
+        ConfigError: the layers of the model cannot work on slices of the positions.
         GridError: the shape does not fit the ranks.
         SharedMemoryError: a node has too little shared memory.
     """
+    if sequence and not model.divides_positions:
+        raise ConfigError(f"grid.sequence: the layers of {model.family} do not work on slices of positions: leave it out")
     grid = ProcessGrid(world, shape, ranks_per_node)
     places = [(stage, shard) for stage in range(shape.stages) for shard in range(shape.shards)]
     pipelining, virtual = pipelining or Pipelining(), virtual or VirtualGrid()
     division = pipelining.division or divide_model(model, shape.stages)
-    plans = {place: plan_stage(model, shape.stages, shape.shards, *place, virtual.chunks, division) for place in places}
+    plans = {at: plan_stage(model, shape.stages, shape.shards, *at, virtual.chunks, division, sequence) for at in places}
     layouts = {place: plan.layout for place, plan in plans.items()}
     bounds = {place: bucket_bounds(layout.statistics_start, bucket_mib) for place, layout in layouts.items()}
     memory = NodeParameters(grid, layouts, slot_names, bounds, xp, shard)
     here = (grid.stage_index, grid.shard_index)
     recompute = pipelining.recomputes(grid.stage_index)
     totals = GradientTotals(grid, memory.layout, model.parameters, virtual.shards) if virtual.shards else None
-    place = place_on(grid, seed, precision, virtual.chunks, totals.take if totals else None)
+    place = place_on(grid, seed, precision, virtual.chunks, totals.take if totals else None, sequence)
     stages = build_stages(plans[here], memory.parameters, place, grid.is_first_stage, recompute)
-    pipeline = Pipeline(grid, stages, plans[here], xp, model.pad_id, SCHEDULES[pipelining.schedule])
+    positions = model.data.input_shape[0] if sequence else 0
+    pipeline = Pipeline(grid, stages, plans[here], xp, model.pad_id, SCHEDULES[pipelining.schedule], positions)
     gradients = totals.views(memory.layout) if totals else [parameter.grad for parameter in memory.parameters]
     shared = SharedGradients(grid, plans[here], gradients)
     weights = WeightGatherer(grid, memory, layouts)

@@ -206,6 +206,7 @@ def build_engine(world: MPI.Intracomm, config: Config, data: DataShape) -> Engin
         shard="data" if config.optimizer.shard == "data" else "node",
         pipelining=pipelining,
         virtual=choose_virtual_grid(config, model, shape),
+        sequence=config.grid.sequence,
     )
     network.memory.initialise(network.grid, config.train.seed)
     start_average(network)

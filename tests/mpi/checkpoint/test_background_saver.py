@@ -152,7 +152,7 @@ def test_a_killed_process_is_reported_and_replaced(comm, root, saver):
 
 
 def test_lost_data_is_found_by_another_ranks_process(comm, root, saver, monkeypatch):
-    true_exchange = saver_module._Plan.exchange
+    true_exchange = saver_module.SavePlan.exchange
 
     def exchange(plan, digests, among):
         if comm.rank == 0:
@@ -163,7 +163,7 @@ def test_lost_data_is_found_by_another_ranks_process(comm, root, saver, monkeypa
         comm.Barrier()
         return true_exchange(plan, digests, among)
 
-    monkeypatch.setattr(saver_module._Plan, "exchange", exchange)
+    monkeypatch.setattr(saver_module.SavePlan, "exchange", exchange)
     comm.Barrier()
     saver.begin(root, 1, make_slices(comm, 7), {})
     with pytest.raises(CheckpointError, match=r"tensor /param/b, extent \[0:\d+, 0:5\]: expected CRC-32 .* lost data"):

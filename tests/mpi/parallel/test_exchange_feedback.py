@@ -62,6 +62,6 @@ def test_a_codec_changes_only_between_steps(comm: MPI.Intracomm) -> None:
         engine.native.set_codec(2)
     engine.native.finish()
     np.testing.assert_allclose(engine.publish(), exact_sum(comm.size, 0), atol=1e-5)
-    with pytest.raises(ValueError, match="expected a codec|codec"):
+    with pytest.raises(ValueError, match="codec"):
         engine.native.set_codec(77)
     grid.free()

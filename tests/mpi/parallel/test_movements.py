@@ -15,8 +15,8 @@ from lepton_mpi.comm.grid import GridShape, ProcessGrid
 from lepton_mpi.nn.move import AddParts, Move, Replicate, Stay
 from lepton_mpi.parallel.exchange_reference import exchange_reference
 from lepton_mpi.parallel.grid_place import place_on
-from lepton_mpi.parallel.pipeline import _Mail
 from lepton_mpi.parallel.shard_moves import GatherFromShards, ReplicateToShards, SumOverShards
+from lepton_mpi.parallel.stage_mail import StageMail
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.ranges import split_range
 
@@ -83,7 +83,7 @@ def test_the_sum_of_gradients_is_the_adjoint_of_the_copies_of_the_weights(comm: 
 def test_activations_there_and_gradients_back(comm: MPI.Intracomm) -> None:
     """The pipeline's messages shift micro-batches by one stage; gradients shift back."""
     stage, last = comm.rank, comm.size - 1
-    mail = _Mail(comm)
+    mail, there_tag, back_tag = StageMail(comm), 2, 3
     shape = (BATCH, FEATURES)
     micro_batches = range(3)
     x = [np.float32(draw(comm, shape, False) + m) for m in micro_batches]
@@ -91,11 +91,15 @@ def test_activations_there_and_gradients_back(comm: MPI.Intracomm) -> None:
     zero = np.zeros(shape, np.float32)
     for m in micro_batches:
         if stage < last:
-            mail.send(x[m], stage + 1, 2 * m)
+            mail.send(x[m], stage + 1, there_tag)
         if stage > 0:
-            mail.send(y[m], stage - 1, 2 * m + 1)
-    there = [mail.receive(BATCH, (shape[1:],), stage - 1, 2 * m, np) if stage > 0 else zero for m in reversed(micro_batches)][::-1]
-    back = [mail.receive(BATCH, (shape[1:],), stage + 1, 2 * m + 1, np) if stage < last else zero for m in micro_batches]
+            mail.send(y[m], stage - 1, back_tag)
+        if stage > 0:
+            mail.post(BATCH, (shape[1:],), stage - 1, there_tag)
+        if stage < last:
+            mail.post(BATCH, (shape[1:],), stage + 1, back_tag)
+    there = [mail.receive(stage - 1, there_tag, np) if stage > 0 else zero for _ in micro_batches]
+    back = [mail.receive(stage + 1, back_tag, np) if stage < last else zero for _ in micro_batches]
     mail.flush()
     for m in micro_batches:
         left = comm.allreduce((there[m].astype(float) * y[m]).sum())

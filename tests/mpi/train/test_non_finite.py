@@ -63,13 +63,14 @@ def test_a_gradient_that_overflows_stops_all(
             grid = run.network.grid
             pipeline_train = run.network.pipeline.train
 
-            def spoil(batch, loss, factor, ready, grid=grid, run=run, train=pipeline_train):  # type: ignore[no-untyped-def]
-                def spoilt(offset: int) -> None:
-                    if grid.rank == grid.size - 1:
-                        run.network.memory.parameters[0].grad[...] = np.inf
-                    ready(offset)
+            def spoil(batch, loss, factor, observer, grid=grid, run=run, train=pipeline_train):  # type: ignore[no-untyped-def]
+                class Spoiler:
+                    def layer_done(self, layer: int, micro_batch: int) -> None:
+                        if grid.rank == grid.size - 1:
+                            run.network.memory.parameters[0].grad[...] = np.inf
+                        observer.layer_done(layer, micro_batch)
 
-                return train(batch, loss, factor, spoilt)
+                return train(batch, loss, factor, Spoiler())
 
             monkeypatch.setattr(run.network.pipeline, "train", spoil)
             with pytest.raises(NonFiniteError, match=r"the gradient became NaN or infinite at step 0"):

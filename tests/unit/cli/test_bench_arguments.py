@@ -1,0 +1,49 @@
+"""Sizes and numbers of the command `bench`."""
+
+from __future__ import annotations
+
+import pytest
+
+from lepton_mpi.cli.arguments import read_arguments
+from lepton_mpi.cli.bench_arguments import AUTO, CODECS, BenchArguments, parse_sizes
+from lepton_mpi.comm.allreduce_engine import CODEC_NUMBERS, FEEDBACK_CODECS
+from lepton_mpi.compress.codec import CODECS as CODEC_OBJECTS
+from lepton_mpi.errors import ConfigError
+
+
+def test_sizes() -> None:
+    assert parse_sizes(["4KB", "100mb", "8192", "1.5M", "2g", "4"]) == (4000, 10**8, 8192, 1_500_000, 2 * 10**9, 4)
+
+
+@pytest.mark.parametrize("word", ["", "KB", "3", "-4", "10 KB/s", "nan", "1.1"])
+def test_sizes_that_are_none(word: str) -> None:
+    with pytest.raises(ConfigError, match="expected a size of whole float32 values"):
+        parse_sizes([word])
+
+
+def test_options() -> None:
+    arguments = read_arguments(["bench", "allreduce", "--codecs", "int8", "--sizes", "1MB", "--json", "--depth", "3"])
+    assert isinstance(arguments, BenchArguments)
+    assert (arguments.codecs, arguments.sizes, arguments.json, arguments.depth) == (("int8",), (10**6,), True, 3)
+    everything = read_arguments(["bench", "allreduce"])
+    assert isinstance(everything, BenchArguments)
+    assert everything.codecs == (*CODECS, AUTO)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--seconds", "-1"], "at least 0"),
+        (["--codecs", "int7"], "invalid choice"),
+        (["--train.steps", "3"], "takes no configuration"),
+    ],
+)
+def test_what_is_refused(argv: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_arguments(["bench", "allreduce", *argv])
+
+
+def test_codecs_are_those_of_the_wire_format() -> None:
+    assert {codec.name: codec.number for codec in CODEC_OBJECTS} == CODEC_NUMBERS
+    assert set(CODECS) == set(CODEC_NUMBERS)
+    assert set(CODEC_NUMBERS) > FEEDBACK_CODECS
