@@ -319,6 +319,7 @@ class Exchange:
         spin_s: float,
         own_pieces: bool = ...,
         residual: NDArray[np.float32] | None = ...,  # error feedback, as long as the gradients
+        exact_until: int = ...,  # buckets up to here are exact whatever the codec
     ) -> None: ...
     @staticmethod
     def signal_nbytes(num_ranks: int, num_buckets: int) -> int: ...

@@ -26,7 +26,8 @@ struct ExchangeHandle {
 std::unique_ptr<ExchangeHandle> make_exchange(std::vector<FloatArray> grads, ByteArray signals, int rank,
                                               int num_owners, std::optional<int> peers, int codec,
                                               std::vector<std::int64_t> bounds, double timeout_s, double spin_s,
-                                              bool own_pieces, std::optional<FloatArray> residual) {
+                                              bool own_pieces, std::optional<FloatArray> residual,
+                                              std::int64_t exact_until) {
   if (grads.empty() || bounds.empty()) throw py::value_error("grads and bounds must not be empty");
   std::vector<float*> pointers;
   for (FloatArray& grad : grads) {
@@ -43,6 +44,7 @@ std::unique_ptr<ExchangeHandle> make_exchange(std::vector<FloatArray> grads, Byt
   options.timeout_s = timeout_s;
   options.spin_s = spin_s;
   options.own_pieces = own_pieces;
+  options.exact_until = exact_until;
   if (residual) {
     if (residual->size() < bounds.back())
       throw py::value_error("residual must hold " + std::to_string(bounds.back()) + " values, received " +
@@ -76,7 +78,8 @@ void bind_exchange(py::module_& m) {
   py::class_<ExchangeHandle>(m, "Exchange")
       .def(py::init(&make_exchange), py::kw_only(), py::arg("grads"), py::arg("signals"), py::arg("rank"),
            py::arg("num_owners"), py::arg("peers"), py::arg("codec"), py::arg("bounds"), py::arg("timeout_s"),
-           py::arg("spin_s"), py::arg("own_pieces") = false, py::arg("residual") = py::none())
+           py::arg("spin_s"), py::arg("own_pieces") = false, py::arg("residual") = py::none(),
+           py::arg("exact_until") = 0)
       .def_static("signal_nbytes", &Exchange::signal_nbytes, py::arg("num_ranks"), py::arg("num_buckets"))
       .def(
           "start", [](ExchangeHandle& h, int bucket) { h.exchange->start(bucket); }, py::arg("bucket"), unlocked)

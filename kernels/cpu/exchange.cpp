@@ -167,7 +167,7 @@ PeerSlice Exchange::slice(const Bucket& bucket) const {
   PeerSlice slice;
   slice.values = grads_[static_cast<std::size_t>(options_.rank)] + bucket.slice.lo;
   slice.size = bucket.slice.size();
-  slice.codec = options_.codec;
+  slice.codec = bucket.whole.hi <= options_.exact_until ? Codec::exact : options_.codec;
   if (options_.residual != nullptr) slice.residual = options_.residual + bucket.slice.lo;
   slice.gather = !options_.own_pieces;
   return slice;

@@ -57,7 +57,7 @@ class GridConfig:
     )
     sequence: bool = key(
         False,
-        "gpt, llama: shards also divide the positions of what lies between divided layers (norms, dropout, the residual stream)",
+        "gpt, llama, bert: shards also divide the positions of what lies between divided layers (norms, dropout, residuals)",
     )
 
 

@@ -26,6 +26,7 @@ from lepton_mpi.nn.rms_norm import RMSNorm
 from lepton_mpi.nn.skip import Down, PassBy, Up
 from lepton_mpi.nn.swiglu import SwiGLU
 from lepton_mpi.nn.tanh import Tanh
+from lepton_mpi.nn.whole_positions import WholePositions
 
 
 @singledispatch
@@ -100,6 +101,11 @@ def _linear(layer: Linear, graph: OnnxGraph, x: Any, shapes: Shapes) -> Any:
     bias = layer.bias_spec.name if layer.bias else None
     y = add_linear(graph, x, layer.weight_spec.name, bias, len(shapes[0]) == 1)
     return graph.add("Relu", y) if layer.relu else y
+
+
+@export_layer.register
+def _whole_positions(layer: WholePositions, graph: OnnxGraph, x: Any, shapes: Shapes) -> Any:
+    return add_layer(layer.body, graph, x, shapes)
 
 
 @export_layer.register(Chain)

@@ -25,6 +25,7 @@ from lepton_mpi.nn.linear import Linear
 from lepton_mpi.nn.residual import Residual
 from lepton_mpi.nn.tanh import Tanh
 from lepton_mpi.nn.token_types import TokenTypes
+from lepton_mpi.nn.whole_positions import WholePositions
 
 # Texts here have one part, which is type 0; the second row is kept so that published weights fit.
 NUM_TOKEN_TYPES = 2
@@ -63,10 +64,11 @@ class Bert(Family):
             "bert",
             task,
             data,
-            (embed, *blocks, head),
+            (embed, *blocks, WholePositions("head", head)),
             input_kind="ids",
             summary=sizes.summary("bert"),
             pad_id=config.pad_token if config.pad_token >= 0 else None,
+            divides_positions=True,
         )
 
 

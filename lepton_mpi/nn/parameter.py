@@ -16,6 +16,8 @@ from lepton_mpi.runtime.ranges import ShardCut
 
 # Every parameter starts at a multiple of this many values: one cache line.
 _ALIGNMENT = 16
+# The longest block of a codec, in values.
+_CODEC_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -122,25 +124,32 @@ class Parameter:
 class ParameterLayout:
     """Where the parameters of one model part lie in a flat buffer.
 
-    Blocks follow each other as given, each at a multiple of 16 values, statistics after all weights.
+    Blocks follow each other as given, each at a multiple of 16 values, statistics after all weights. Weights of which others hold
+    copies come first, and what follows them begins at a multiple of 1024 values, so that no block of a codec holds both.
 
     Attributes:
         blocks: the blocks in order.
         offsets: where each begins, in values.
+        private_start: where the weights begin that this rank alone holds, over all stages and shards.
         statistics_start: where the statistics begin.
         num_values: length of the buffer, gaps included.
     """
 
-    def __init__(self, weights: Sequence[ParameterBlock], statistics: Sequence[ParameterBlock] = ()) -> None:
-        """Lay blocks out."""
+    def __init__(self, weights: Sequence[ParameterBlock], statistics: Sequence[ParameterBlock] = (), num_copied: int = 0) -> None:
+        """Lay blocks out; of the first `num_copied` weights others hold copies."""
         self.blocks = (*weights, *statistics)
         offsets, end = [], 0
-        for block in self.blocks:
+        self.private_start = 0
+        for number, block in enumerate(self.blocks):
+            if number == num_copied > 0:
+                self.private_start = end = -(-end // _CODEC_BLOCK) * _CODEC_BLOCK
             offsets.append(end)
             end += -(-block.size // _ALIGNMENT) * _ALIGNMENT
         self.offsets = tuple(offsets)
         self.statistics_start = offsets[len(weights)] if statistics else end
         self.num_values = end
+        if num_copied and num_copied == len(self.blocks):
+            self.private_start = end
 
     def view(self, index: int, buffer: Any) -> Any:
         """Return block `index` of a flat buffer as an array of its shape. Local."""

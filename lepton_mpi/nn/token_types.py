@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from lepton_mpi.nn.layer import Layer, Shapes, require_shape
 from lepton_mpi.nn.module import Context, Module
 from lepton_mpi.nn.parameter import Parameter, ParameterSpec
 from lepton_mpi.nn.place import Place
+from lepton_mpi.nn.positionwise import PositionwiseModule
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,12 @@ class TokenTypes(Layer):
 
     def build(self, parameters: Mapping[str, Parameter], place: Place) -> Module:
         """Return the layer at work."""
-        return TokenTypesModule(parameters[f"{self.name}.weight"])
+        weights = [parameters[f"{self.name}.weight"]]
+        return PositionwiseModule(_on, weights, place) if place.sequence else _on(weights)
+
+
+def _on(weights: Sequence[Parameter]) -> Module:
+    return TokenTypesModule(*weights)
 
 
 class TokenTypesModule(Module):

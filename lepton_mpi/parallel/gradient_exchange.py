@@ -29,15 +29,16 @@ _SPIN_S = 100e-6
 AUTO = "auto"
 
 
-def bucket_bounds(num_values: int, bucket_mib: float) -> list[int]:
+def bucket_bounds(num_values: int, bucket_mib: float, first: int = 0) -> list[int]:
     """Return where the buckets of a flat buffer begin, and its end. Local.
 
     Args:
         num_values: float32 values of the buffer.
         bucket_mib: size of a bucket in MiB, rounded to whole codec blocks.
+        first: a multiple of the codec block at which a bucket must begin.
     """
     values = max(round(bucket_mib * 2**20 / 4 / BLOCK_VALUES), 1) * BLOCK_VALUES
-    return [*range(0, num_values, values), num_values] if num_values else [0]
+    return sorted({*range(0, first, values), *range(first, num_values, values), num_values})
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,8 @@ class GradientExchange(Exchange):
             spin_s=_SPIN_S if spin else 0.0,
             own_pieces=memory.ownership.pieces_differ,
             residual=self.residual,
+            # Copies must get the same bits, and a codec's depend on what lies beside them.
+            exact_until=memory.layout.private_start,
         )
         self._choice = self._measure(codecs) if mode == AUTO else None
         self._way = ""

@@ -69,8 +69,8 @@ class StagePlan:
 
     Attributes:
         virtual_stages: its runs of layers, in the order of the model; one, but with the interleaved schedule.
-        layout: its blocks of parameters and where they lie: first those that other stages hold too, whose gradients are
-            complete last; then the others, layer after layer; then running statistics.
+        layout: its blocks of parameters and where they lie: first those that other stages or all shards hold too, whose gradients
+            are complete last; then the others, layer after layer; then running statistics.
         layer_starts: where in the flat buffer the blocks begin that are complete once the layers from each one on are done.
         shared: indices of the blocks that other stages hold too, and which stages those are, this one included.
     """
@@ -125,10 +125,14 @@ def plan_stage(
     holders = _holders(model, division, stages)
     own = {spec.name: spec for layer in layers for spec in layer.parameters}
     shared = [spec for spec in own.values() if len(holders[spec.name]) > 1]
-    private = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "weight"]
+    alone = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "weight"]
+    replicated = [spec for spec in alone if shards > 1 and spec.split_dim is None]
+    private = [spec for spec in alone if spec not in replicated]
     statistics = [spec for spec in own.values() if len(holders[spec.name]) == 1 and spec.role == "statistic"]
-    weights = [_cut(spec, cut, shard, stage == holders[spec.name][0]) for spec in [*shared, *private]]
-    layout = ParameterLayout(weights, [cut_parameter(spec, shards, shard, chunks) for spec in statistics])
+    weights = [_cut(spec, cut, shard, stage == holders[spec.name][0]) for spec in [*shared, *replicated, *private]]
+    layout = ParameterLayout(
+        weights, [cut_parameter(spec, shards, shard, chunks) for spec in statistics], len(shared) + len(replicated)
+    )
     return StagePlan(
         tuple(VirtualStage(model.layers[first:last], *_ends(model, (first, last), cut, shard, sequence)) for first, last in runs),
         layout,

@@ -167,7 +167,7 @@ def build_network(
     division = pipelining.division or divide_model(model, shape.stages)
     plans = {at: plan_stage(model, shape.stages, shape.shards, *at, virtual.chunks, division, sequence) for at in places}
     layouts = {place: plan.layout for place, plan in plans.items()}
-    bounds = {place: bucket_bounds(layout.statistics_start, bucket_mib) for place, layout in layouts.items()}
+    bounds = {place: bucket_bounds(layout.statistics_start, bucket_mib, layout.private_start) for place, layout in layouts.items()}
     memory = NodeParameters(grid, layouts, slot_names, bounds, xp, shard)
     here = (grid.stage_index, grid.shard_index)
     recompute = pipelining.recomputes(grid.stage_index)

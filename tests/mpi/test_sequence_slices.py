@@ -12,9 +12,17 @@ from small_families import CASES
 from small_runs import do_steps, facts, on_grid, running
 
 from lepton_mpi.comm.agreement import do_on_root
-from lepton_mpi.comm.grid import GridShape
+from lepton_mpi.comm.grid import GridShape, ProcessGrid
+from lepton_mpi.comm.reduction import sum_in_tree_order
 from lepton_mpi.config.schema import Config
 from lepton_mpi.errors import ConfigError
+from lepton_mpi.nn.dropout import Dropout
+from lepton_mpi.nn.layer import Layer
+from lepton_mpi.nn.layer_norm import LayerNorm
+from lepton_mpi.nn.module import Context
+from lepton_mpi.nn.parameter import Parameter, cut_parameter
+from lepton_mpi.nn.place import Alone
+from lepton_mpi.parallel.grid_place import place_on
 from lepton_mpi.parallel.sequence_moves import GatherPositions, ScatterSum
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.ranges import ShardCut
@@ -25,6 +33,8 @@ NUM_STEPS = 4
 GRIDS = [GridShape(*map(int, name.split("x"))) for name in ["1x1x1", "1x1x2", "1x1x3", "1x1x4", "2x1x2", "1x2x2"]]
 SIZES: dict[str, dict[str, Any]] = {
     "gpt": {"num_heads": 6, "width": 24, "num_layers": 2, "dropout": 0.1},
+    "bert": {"num_heads": 6, "width": 24, "num_layers": 2, "dropout": 0.1},
+    "bert-masked": {"num_heads": 6, "width": 24, "num_layers": 2, "dropout": 0.1},
     "llama": {"num_heads": 8, "num_kv_heads": 4, "width": 32, "num_layers": 2, "dropout": 0.1},
 }
 
@@ -55,7 +65,7 @@ def alone(case: str, reproducible: bool, sequence: bool) -> tuple[str, list[floa
 
 @pytest.mark.mpi
 @pytest.mark.timeout_s(300)
-@pytest.mark.parametrize("case", ["gpt", "llama"])
+@pytest.mark.parametrize("case", ["gpt", "llama", "bert", "bert-masked"])
 @pytest.mark.parametrize("reproducible", [False, True])
 def test_every_grid_finds_the_same(comm: MPI.Intracomm, case: str, reproducible: bool) -> None:
     for shape in GRIDS:
@@ -89,14 +99,46 @@ def test_the_moves_are_adjoint_to_each_other(comm: MPI.Intracomm, num_positions:
     summed = gather.adjoint([part.copy() for part in y])
     np.testing.assert_allclose(summed, total[:, start:stop], rtol=1e-12, atol=1e-14)
     assert comm.allreduce(float((x * summed).sum())) == pytest.approx(left, rel=1e-11) and abs(left) > 1e-3
+    whole_sum = sum_in_tree_order(comm, [part.copy() for part in y], parts)
+    np.testing.assert_array_equal(summed, whole_sum[:, start:stop])  # the bits of the sum that it replaces
     np.testing.assert_array_equal(scatter.forward([part.copy() for part in y]), summed)
     np.testing.assert_array_equal(scatter.adjoint(x), whole)
 
 
 @pytest.mark.mpi
-@pytest.mark.parametrize("case", ["mlp", "bert", "resnet"])
+@pytest.mark.parametrize("case", ["mlp", "resnet"])
 def test_models_without_slices_of_positions_refuse(comm: MPI.Intracomm, case: str) -> None:
-    config = on_grid(CASES[case][0], GridShape(1, 1, comm.size))
+    config = on_grid(CASES[case][0], GridShape(comm.size, 1, 1))
     config = replace(config, grid=replace(config.grid, sequence=True))
     with pytest.raises(ConfigError, match=r"grid\.sequence.*leave it out"), running(comm, config, CASES[case][1]):
         pass
+
+
+def kept_bytes(found: Any, seen: set[int]) -> int:
+    """Return the bytes of the arrays that a forward pass kept, each memory counted once."""
+    if isinstance(found, np.ndarray):
+        owner = found
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        new = id(owner) not in seen
+        seen.add(id(owner))
+        return owner.nbytes if new else 0
+    return sum(kept_bytes(each, seen) for each in found) if isinstance(found, (list, tuple)) else 0
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("layer", [LayerNorm("norm", 24), Dropout("dropout", 0.3)], ids=["norm", "dropout"])
+def test_shards_keep_their_positions_only(comm: MPI.Intracomm, layer: Layer) -> None:
+    grid, num_positions = ProcessGrid(comm, GridShape(1, 1, comm.size)), 12
+    place = place_on(grid, 0, "fp32", sequence=True)
+    start, stop = place.share(num_positions)
+    whole = np.random.default_rng(3).standard_normal((5, num_positions, 24)).astype(np.float32)
+    blocks = [cut_parameter(spec, comm.size, comm.rank, 0) for spec in layer.parameters]
+    weights = {b.name: Parameter(b, np.ones(b.shape, np.float32), np.zeros(b.shape, np.float32)) for b in blocks}
+    context = Context(training=True, num_positions=num_positions)
+    y, saved = layer.at_work(weights, place).forward(whole[:, start:stop].copy(), context)
+    all_of, kept = layer.at_work(weights, Alone()).forward(whole, replace(context, num_positions=0))
+    np.testing.assert_array_equal(y, all_of[:, start:stop])  # the masks, too, are those of the whole
+    assert comm.allreduce(kept_bytes(saved, set())) == kept_bytes(kept, set()) > 0
+    assert comm.size == 1 or kept_bytes(saved, set()) < kept_bytes(kept, set())
+    grid.free()

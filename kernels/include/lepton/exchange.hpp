@@ -20,8 +20,9 @@ struct ExchangeOptions {
   int rank = 0;        // this rank among the ranks of the node that share the model part
   int num_owners = 1;  // the first this many ranks of every node own slices (nodes may differ in ranks)
   Codec codec = Codec::exact;
-  bool own_pieces = false;    // each node owns one piece of a slice alone: reduce-scatter, and nothing is gathered
-  float* residual = nullptr;  // error feedback, or null: as long as the gradients, used at the slices of this rank
+  std::int64_t exact_until = 0;  // buckets that end at or before this element are exact whatever the codec
+  bool own_pieces = false;       // each node owns one piece of a slice alone: reduce-scatter, and nothing is gathered
+  float* residual = nullptr;     // error feedback, or null: as long as the gradients, used at the slices of this rank
   double timeout_s = 300;
   double spin_s = 0;
 };

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from lepton_mpi.config.schema import DataConfig
+from lepton_mpi.data.loader import BatchCut
 from lepton_mpi.data.needs import DataNeeds
 from lepton_mpi.data.normalisation import Normalisation
 from lepton_mpi.data.splits import open_whole
-from lepton_mpi.data.loader import BatchCut
 from lepton_mpi.data.streams.loader import StreamLoader, open_stream
 from lepton_mpi.data.streams.records import Columns, Records, RecordStream, await_records, is_fifo, start_spool
 from lepton_mpi.errors import ConfigError, DataError

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from threads_as_ranks import ThreadPlace, run_threads
+from threads_as_ranks import run_threads
 
 from lepton_mpi.errors import DataError
 from lepton_mpi.nn.divided_loss import DividedSoftmaxCrossEntropy
@@ -23,7 +23,7 @@ def draw(num_classes: int, dtype=np.float64, weighted: bool = False):
     output = (random.standard_normal((3, 5, num_classes)) * 4).astype(dtype)
     target = random.integers(0, num_classes, (3, 5))
     target[0, 1:3] = -100
-    weights = tuple(random.uniform(0.5, 2, num_classes - 1).tolist()) + (0.0,) if weighted else ()
+    weights = (*random.uniform(0.5, 2, num_classes - 1).tolist(), 0.0) if weighted else ()
     return output, target, weights
 
 

@@ -66,10 +66,17 @@ def test_widths_fit_from_stage_to_stage(num_hidden: int, shards: int) -> None:
             for before, after in pairwise(plans):
                 assert ends(before)[1] == ends(after)[0]
             for plan in plans:
-                blocks = plan.layout.blocks
-                assert ends(plan)[0] == ((blocks[0].shape[1],),)  # the columns of the first weight
-                assert [block.name for block in blocks] == [s.name for layer in plan.layers for s in layer.parameters]
-                assert plan.layer_starts == plan.layout.offsets[::2]
+                layout, specs = plan.layout, [s for layer in plan.layers for s in layer.parameters]
+                (first,) = (block for block in layout.blocks if block.name == specs[0].name)
+                assert ends(plan)[0] == ((first.shape[1],),)  # the columns of the first weight
+                # What all shards hold comes first, and what only this one holds begins with a block of its own.
+                whole = [s.name for s in specs if shards > 1 and s.split_dim is None]
+                divided = [s.name for s in specs if s.name not in whole]
+                assert [block.name for block in layout.blocks] == whole + divided
+                assert layout.private_start % 1024 == 0 or not divided
+                assert dict(zip(whole + divided, layout.offsets, strict=True))[divided[0]] == layout.private_start
+                starts = [o for b, o in zip(layout.blocks, layout.offsets, strict=True) if b.name.endswith("weight")]
+                assert plan.layer_starts == tuple(starts)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
@@ -112,7 +119,8 @@ def test_a_divided_output_is_cut_in_its_units() -> None:
     shapes = [plan_stage(model, 2, 2, stage, shard) for shard in range(2) for stage in range(2)]
     assert [ends(shapes[0])[1], ends(shapes[2])[1]] == [ends(shapes[1])[0], ends(shapes[3])[0]]
     assert sorted(ends(plan)[0][0][0] for plan in shapes[1::2]) == [4, 8]
-    assert ends(shapes[1])[0] == ((shapes[1].layout.blocks[0].shape[1],),)
+    (weight,) = (block for block in shapes[1].layout.blocks if block.name == "b.weight")
+    assert ends(shapes[1])[0] == ((weight.shape[1],),)
 
 
 def test_a_parameter_shared_within_a_stage_is_complete_with_its_first_layer() -> None:
