@@ -35,8 +35,6 @@ GPT = (
 )  # fmt: skip
 SGD = ("--optimizer.name", "sgd", "--optimizer.momentum", "0.9", "--optimizer.weight_decay", "0")
 ADAMW = ("--optimizer.name", "adamw")
-# Momentum is top-k's own: it goes into what is selected.
-TOPK_SGD = ("--optimizer.momentum", "0")
 TOPK_SHARE, POWERSGD_RANK = 0.05, 4
 FEEDBACK = frozenset({"int4", "sign1", "topk", "powersgd"})
 
@@ -56,9 +54,9 @@ ONEBIT = {"sign1": ("--optimizer.name", "onebit_adam", "--optimizer.freeze_share
 TASKS = {
     "digits-sgd": Task(
         "digits, SGD with momentum",
-        360,
-        (*DIGITS, *SGD, "--optimizer.lr", "0.05"),
-        {**PLAIN, "sign1": (), "topk": TOPK_SGD, "powersgd": ()},
+        600,
+        (*DIGITS, *SGD, "--optimizer.lr", "0.02"),
+        {**PLAIN, "sign1": (), "topk": (), "powersgd": ()},
     ),
     "digits-adamw": Task("digits, AdamW", 360, (*DIGITS, *ADAMW, "--optimizer.lr", "0.002"), {**PLAIN, **ONEBIT, "powersgd": ()}),
     "gpt-adamw": Task(
@@ -70,8 +68,8 @@ TASKS = {
     "gpt-sgd": Task(
         "byte-level GPT, SGD with momentum",
         240,
-        (*GPT, *SGD, "--optimizer.lr", "0.1", "--optimizer.warmup_steps", "20"),
-        {"sign1": (), "topk": TOPK_SGD},
+        (*GPT, *SGD, "--optimizer.lr", "0.03", "--optimizer.warmup_steps", "20"),
+        {"sign1": (), "topk": (), "powersgd": ()},
     ),
 }
 
@@ -114,9 +112,8 @@ def work(plan_path: Path) -> int:
 
         for run in json.loads(plan_path.read_text()):
             steps = TASKS[run["task"]].steps
-            momentum = 0.9 if run["task"].endswith("sgd") else None
             exchanges = {
-                "topk": convergence_exchanges.topk_exchange(TOPK_SHARE, momentum, steps // 5),
+                "topk": convergence_exchanges.topk_exchange(TOPK_SHARE, steps // 5),
                 "powersgd": convergence_exchanges.powersgd_exchange(POWERSGD_RANK),
             }
             run_module.GradientExchange = exchanges.get(run["codec"], GradientExchange)

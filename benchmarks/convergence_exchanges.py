@@ -45,13 +45,13 @@ class _CompleteExchange(GradientExchange):
         raise NotImplementedError
 
 
-def topk_exchange(share: float, momentum: float | None, warm_up_steps: int) -> type[GradientExchange]:
-    """Return an exchange by top-k with feedback, or with momentum correction where a momentum is given."""
+def topk_exchange(share: float, warm_up_steps: int) -> type[GradientExchange]:
+    """Return an exchange by top-k with feedback, whose share falls from a quarter during a warm-up."""
 
     class TopkExchange(_CompleteExchange):
         def __init__(self, *args: object, **options: object) -> None:
             super().__init__(*args, **options)
-            self._topk = Topk(share, momentum=momentum)
+            self._topk = Topk(share)
 
         def compress(self, name: str, shape: tuple[int, ...], grad: np.ndarray) -> None:
             payload = np.empty(max_nbytes(grad.size), np.uint8)

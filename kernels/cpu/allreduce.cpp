@@ -8,7 +8,6 @@
 #include <stdexcept>
 #include <utility>
 
-#include "lepton/simd.hpp"
 #include "lepton/sum.hpp"
 
 namespace lepton {
@@ -37,10 +36,6 @@ PipelineOptions per_owner(const AllReduceOptions& options) {
   const std::int64_t share = pipeline.chunk_values / std::max(options.num_owners, 1);
   pipeline.chunk_values = std::max(round_up(share, kCut), kCut);
   return pipeline;
-}
-
-LEPTON_SIMD void copy_scaled(const float* x, std::size_t n, float scale, float* out) {
-  for (std::size_t i = 0; i < n; ++i) out[i] = x[i] * scale;
 }
 
 void put(const float* x, std::size_t n, float scale, float* out) {

@@ -7,7 +7,7 @@
 #include <stdexcept>
 
 #include "lepton/mpi_check.hpp"
-#include "lepton/simd.hpp"
+#include "lepton/sum.hpp"
 
 namespace lepton {
 namespace {
@@ -28,10 +28,6 @@ bool test_all(std::vector<std::vector<MPI_Request>>& groups) {
   bool all = true;
   for (auto& requests : groups) all &= test_all(requests);
   return all;
-}
-
-LEPTON_SIMD void add(const float* __restrict x, std::size_t n, float* __restrict out) {
-  for (std::size_t i = 0; i < n; ++i) out[i] += x[i];
 }
 
 }  // namespace
@@ -236,7 +232,7 @@ void PeerExchange::add_in_peer_order(Slot& slot, const Piece& mine) {
   total_.resize(std::max(total_.size(), n));
   decode(codec, payload(0), n, total_.data());
   for (int p = 1; p < peer_; ++p) decode_add(codec, payload(p), n, total_.data());
-  add(total_.data(), n, own);  // turned around again: own + (all before it)
+  add_to(total_.data(), n, own);  // turned around again: own + (all before it)
   for (int p = peer_ + 1; p < num_peers_; ++p) decode_add(codec, payload(p), n, own);
 }
 

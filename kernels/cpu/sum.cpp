@@ -49,25 +49,12 @@ void sum_slices(const std::vector<float*>& sources, std::int64_t lo, std::int64_
   }
 }
 
-void add_payloads(Codec codec, const std::byte* payloads, std::size_t payload_nbytes, int num_peers, int own,
-                  std::size_t n, float* sum) {
-  // In tiles of whole codec blocks for exact and bf16; blocks of int8 keep their scales apart, so
-  // that codec is decoded whole into a scratch that then takes part in peer order.
-  std::vector<float> total(n);
-  for (int p = 0; p < num_peers; ++p) {
-    const std::byte* const payload = payloads + static_cast<std::size_t>(p) * payload_nbytes;
-    if (p == own) {
-      if (p == 0)
-        std::copy(sum, sum + n, total.begin());
-      else
-        add2(total.data(), sum, n, total.data());
-    } else if (p == 0) {
-      decode(codec, payload, n, total.data());
-    } else {
-      decode_add(codec, payload, n, total.data());
-    }
-  }
-  std::copy(total.begin(), total.end(), sum);
+LEPTON_SIMD void add_to(const float* __restrict x, std::size_t n, float* __restrict out) {
+  for (std::size_t i = 0; i < n; ++i) out[i] += x[i];
+}
+
+LEPTON_SIMD void copy_scaled(const float* x, std::size_t n, float scale, float* out) {
+  for (std::size_t i = 0; i < n; ++i) out[i] = x[i] * scale;
 }
 
 }  // namespace lepton

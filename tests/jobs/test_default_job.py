@@ -60,6 +60,7 @@ def test_16_ranks(train: Trainer) -> None:
         "config.toml",
         "logs",
         "metrics.jsonl",
+        "run.lock",
         "summary.json",
     ]
     assert job.checkpoint(2 * STEPS_AN_EPOCH).exists()

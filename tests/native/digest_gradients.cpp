@@ -1,7 +1,7 @@
-// Sums of payloads, sums in rank order and optimizer updates.
+// Exact sums, sums in rank order and optimizer updates.
 #include "digest.hpp"
 
-#include "lepton/codec.hpp"
+#include "lepton/exact_sum.hpp"
 #include "lepton/sum.hpp"
 #include "lepton/update.hpp"
 
@@ -13,17 +13,16 @@ namespace {
 
 constexpr std::size_t n = 100003;
 
-void show_payload_sums(const std::vector<float>& x) {
-  for (const Codec codec : {Codec::exact, Codec::bf16, Codec::int8, Codec::fp16, Codec::int4, Codec::sign1}) {
-    const std::size_t nbytes = encoded_nbytes(codec, n);
-    // At an odd address, as payloads may be.
-    std::vector<std::byte> payload(2 * nbytes + 1);
-    std::vector<float> out = make_values(n, 2);
-    encode(codec, x.data(), n, payload.data() + 1);
-    encode(codec, out.data(), n, payload.data() + 1 + nbytes);
-    add_payloads(codec, payload.data() + 1, nbytes, 2, 1, n, out.data());
-    show("add_payloads of codec " + std::to_string(static_cast<int>(codec)), out);
-  }
+void show_exact_sums(const std::vector<float>& x) {
+  std::vector<float> grads = x, out(n);
+  std::vector<double> totals(n, 0.25), others(n, -3.0);
+  const float largest = accumulate_rounded(grads.data(), totals.data(), n, 0x1p-40);
+  show("accumulate_rounded", totals);
+  show("accumulate_rounded, largest", &largest, sizeof largest);
+  collect_totals({totals.data(), others.data()}, n, out.data());
+  show("collect_totals", out);
+  const ExactSquares squares = exact_squares(x.data(), n, 0x1p-30, 0x1p-65);
+  show("exact_squares", &squares, sizeof squares);
 }
 
 void show_updates(const std::vector<float>& x) {
@@ -51,8 +50,12 @@ void show_updates(const std::vector<float>& x) {
 
 int main() {
   std::vector<float> x = make_values(n, 1), y = make_values(n, 5), out(n);
-  show_payload_sums(x);
+  show_exact_sums(x);
   show_updates(x);
   sum_slices({x.data(), y.data(), x.data()}, 3, n - 2, out.data());
   show("sum_slices", out);
+  add_to(y.data(), n, x.data());
+  show("add_to", x);
+  copy_scaled(x.data(), n, 0.3f, out.data());
+  show("copy_scaled", out);
 }

@@ -14,13 +14,13 @@ CPU = KERNELS / "cpu"
 # The programs of digest_<area>.cpp, and the kernels that each of them calls.
 AREAS = {
     "codecs": ["codecs_float", "codecs_int4", "codecs_int8", "codecs_sign1", "topk"],
-    "gradients": ["sum", "updates"],
+    "gradients": ["exact_sum", "sum", "updates"],
     "images": ["batch_norm", "depthwise", "images"],
     "elements": ["bf16_rounding", "dropout", "elementwise", "embedding"],
     "rows": ["cross_entropy", "normalisation", "softmax"],
 }
 # What else a program needs: kernels without clones, and those of other areas.
-ALSO_LINKED = {"codecs": ["codecs", "topk_decode"], "gradients": ["codecs", *AREAS["codecs"][:4]]}
+ALSO_LINKED = {"codecs": ["codecs", "topk_decode"]}
 # The project's own flags that bear on results, see CMakeLists.txt.
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 INSTRUCTION_SETS = {"default": [], "avx2": ["-mavx2"], "avx2 with fma": ["-mavx2", "-mfma"], "avx512f": ["-mavx512f"]}

@@ -1,20 +1,19 @@
-// Sums in rank order, the same bits wherever they run.
+// Sums in rank order and what goes with them, the same bits wherever they run.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <vector>
 
-#include "lepton/codec.hpp"
-
 namespace lepton {
 
 // out[i] = (((s0[i] + s1[i]) + s2[i]) + ...) for lo <= i < hi; out may be one of the sources.
 void sum_slices(const std::vector<float*>& sources, std::int64_t lo, std::int64_t hi, float* out);
 
-// sum[i] = the values of `num_peers` payloads in peer order, where the place of `own` is taken by
-// what `sum` holds on entry. Payload p starts at payloads + p * payload_nbytes.
-void add_payloads(Codec codec, const std::byte* payloads, std::size_t payload_nbytes, int num_peers, int own,
-                  std::size_t n, float* sum);
+// out[i] += x[i]; they must not overlap.
+void add_to(const float* x, std::size_t n, float* out);
+
+// out[i] = x[i] * scale; out may be x.
+void copy_scaled(const float* x, std::size_t n, float scale, float* out);
 
 }  // namespace lepton
