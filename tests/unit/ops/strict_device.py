@@ -226,7 +226,8 @@ UFUNCS = ("abs", "add", "exp", "isnan", "log", "log1p", "maximum", "minimum", "s
 FUNCTIONS = {
     **dict.fromkeys(("arange", "empty", "zeros", "ones", "full", "empty_like", "zeros_like", "ones_like"), ("dtype",)),
     **dict.fromkeys(("concatenate", "stack", "split", "take"), ("axis",)),
-    **dict.fromkeys(("where", "broadcast_to", "isneginf"), ()),
+    **dict.fromkeys(("where", "broadcast_to", "isneginf", "clip", "nonzero"), ()),
+    "searchsorted": ("side",),
     "matmul": ("out",),
     "ascontiguousarray": ("dtype",),
     "pad": ("mode", "constant_values"),
