@@ -27,19 +27,7 @@ from lepton_mpi.parallel.shared_gradients import SharedGradients
 from lepton_mpi.parallel.stage import build_stages
 from lepton_mpi.parallel.weights import WeightGatherer
 from lepton_mpi.runtime.mpi import MPI
-
-
-@dataclass(frozen=True)
-class VirtualGrid:
-    """Into how many pieces work is cut, whatever the ranks, so that its bits do not depend on them.
-
-    Attributes:
-        shards: pieces of a batch; 0: batches are divided over the ranks that there are.
-        chunks: chunks of dims that shards divide; 0: one a shard.
-    """
-
-    shards: int = 0
-    chunks: int = 0
+from lepton_mpi.train.virtual_grid import VirtualGrid
 
 
 @dataclass(frozen=True)
@@ -71,8 +59,8 @@ class Network:
     xp: Any
     division: Division
     place: Place
-    virtual: VirtualGrid = VirtualGrid()
-    totals: GradientTotals | None = None
+    virtual: VirtualGrid
+    totals: GradientTotals | None
 
     def for_samples(self, input_shape: tuple[int, ...]) -> Network:
         """Return the same network, with the same weights, for samples of another shape. Local.

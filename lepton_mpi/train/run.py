@@ -18,7 +18,7 @@ from lepton_mpi.data.sampler import Sampler
 from lepton_mpi.data.splits import DataSplits
 from lepton_mpi.data.streams.loader import StreamLoader
 from lepton_mpi.errors import ConfigError, DataError
-from lepton_mpi.models.family import DataShape, InputKind, ModelSpec
+from lepton_mpi.models.family import DataShape, InputKind
 from lepton_mpi.models.registry import choose_family_task
 from lepton_mpi.monitor.metrics import MetricSums
 from lepton_mpi.ops.product import Precision
@@ -34,11 +34,12 @@ from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.threads import is_oversubscribed, ranks_on_node
 from lepton_mpi.train.averaging import EMA_SLOT, start_average
 from lepton_mpi.train.inference import inference_loader, wants_inputs
-from lepton_mpi.train.network import Network, VirtualGrid, build_network, choose_shape, declare_model
+from lepton_mpi.train.network import Network, build_network, choose_shape, declare_model
 from lepton_mpi.train.objective import make_loss, make_metrics, make_preparation
 from lepton_mpi.train.pipelining import choose_pipelining
 from lepton_mpi.train.residual_state import ResidualState
 from lepton_mpi.train.step import Training
+from lepton_mpi.train.virtual_grid import choose_virtual_grid
 
 
 class _Part(TypedDict):
@@ -321,43 +322,6 @@ def choose_micro_batches(config: TrainConfig, shape: GridShape, batch_statistics
         return config.micro_batches
     local = -(-config.global_batch // shape.data)
     return min(2 * shape.stages, local) if shape.stages > 1 and not batch_statistics else 1
-
-
-def choose_virtual_grid(config: Config, model: ModelSpec, shape: GridShape) -> VirtualGrid:
-    """Return the virtual shards and chunks of a configuration. Local, pure.
-
-    Raises:
-        ConfigError: what is asked for cannot be the same on every grid.
-    """
-    train = config.train
-    if not train.reproducible:
-        return VirtualGrid()
-    if config.reduce.mode != "exact":
-        raise ConfigError(
-            f'reduce.mode = "{config.reduce.mode}" rounds what travels between nodes, and so depends on the grid: set it to '
-            '"exact", or train.reproducible to false'
-        )
-    if config.run.threads > 1:
-        raise ConfigError(
-            f"run.threads = {config.run.threads}: the bits of a product depend on its threads, and with train.reproducible "
-            "there is one a rank: leave run.threads at 0, and start more ranks"
-        )
-    if config.optimizer.name == "onebit_adam":
-        raise ConfigError(
-            'optimizer.name = "onebit_adam" sends rounded momentum, which depends on the grid: choose another, or set '
-            "train.reproducible to false"
-        )
-    if model.batch_statistics and train.micro_batches > 1:
-        raise ConfigError(
-            f"train.micro_batches = {train.micro_batches}: with train.reproducible a model that looks at the statistics of a "
-            "micro-batch has one, the whole batch: leave train.micro_batches at 0"
-        )
-    if shape.shards > train.virtual_chunks:
-        raise ConfigError(
-            f"train.virtual_chunks = {train.virtual_chunks}: expected at least grid.shards = {shape.shards}; it is part of the "
-            "result, so choose it for the largest grid that is to give the same bits"
-        )
-    return VirtualGrid(train.virtual_shards, train.virtual_chunks)
 
 
 @collective("world")
