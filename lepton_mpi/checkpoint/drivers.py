@@ -20,6 +20,7 @@ from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import select_block
 from lepton_mpi.checkpoint.layout import Extent, TensorInfo
 from lepton_mpi.checkpoint.plan import WritePlan
+from lepton_mpi.checkpoint.space import start_sync
 from lepton_mpi.checkpoint.storage import DEFAULT_STORAGE, Storage
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
@@ -102,6 +103,7 @@ def write_direct(file: Path, plan: WritePlan, offsets: Mapping[str, int]) -> Non
         for extent in plan.extents:
             for position, run in _runs(extent, plan.tensors[extent.path]):
                 _write_fully(descriptor, run, offsets[extent.path] + position)
+            start_sync(descriptor)  # the disk works while the next extents come
     finally:
         os.close(descriptor)
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import math
+import itertools
+import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_mpi.checkpoint.drivers import file_runs
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import DataFile
-from lepton_mpi.checkpoint.layout import DATA_FILE, describe_block, digest
+from lepton_mpi.checkpoint.layout import DATA_FILE, describe_block
 from lepton_mpi.checkpoint.manifest import Manifest, check_frame, frame_ranges, read_manifest
+from lepton_mpi.checkpoint.own_cores import map_on_own_cores
 from lepton_mpi.checkpoint.plan import check_coverage
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
+
+# Bytes that are read and digested at a time: few enough for a cache.
+_READ_NBYTES = 1 << 20
 
 
 @collective("comm")
@@ -108,28 +114,47 @@ def _check_completeness(data: DataFile, table: NDArray[np.void], manifest: Manif
 
 def _damaged_extents(data: DataFile, paths: list[str], rows: NDArray[np.void]) -> Iterator[str]:
     """Compare some extents with their digests, and yield a text about each that differs."""
-    largest = max((math.prod(_block(data, paths, row)[2]) * _dtype(data, paths, row).itemsize for row in rows), default=0)
-    scratch = np.empty(largest, np.uint8)
-    for row in rows:
-        path, starts, shape = _block(data, paths, row)
-        dtype = _dtype(data, paths, row)
-        out = scratch[: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
-        found, expected = digest(data.read(path, starts, shape, out)), int(row["crc32"])
-        if found != expected:
-            yield (
-                f"{data.file}: tensor {path}, extent {describe_block(starts, shape)}: expected CRC-32 {expected:#010x}, "
-                f"found {found:#010x}; the file is damaged"
-            )
+    try:
+        descriptor = os.open(data.file, os.O_RDONLY)
+    except OSError as error:
+        raise CheckpointError(f"{data.file}: cannot be read: {error.strerror}") from error
+    try:
+        blocks = [_block(data, paths, row) for row in rows]
+        offsets = {path: data.offset(path) for path, _, _ in blocks}
+        every = map_on_own_cores(lambda block: _digest_block(descriptor, data, offsets[block[0]], *block), blocks)
+        for (path, starts, shape), found, row in zip(blocks, every, rows, strict=True):
+            expected = int(row["crc32"])
+            if found != expected:
+                yield (
+                    f"{data.file}: tensor {path}, extent {describe_block(starts, shape)}: expected CRC-32 {expected:#010x}, "
+                    f"found {found:#010x}; the file is damaged"
+                )
+    finally:
+        os.close(descriptor)
+
+
+def _digest_block(descriptor: int, data: DataFile, offset: int, path: str, starts: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """Return the CRC-32 of a block as it lies in the file, read piece by piece, each of which stays in the cache."""
+    first, run_nbytes, dims = file_runs(starts, shape, data.tensors[path])
+    crc, buffer = 0, memoryview(bytearray(min(run_nbytes, _READ_NBYTES)))
+    for steps in itertools.product(*(range(0, count * stride, stride) for count, stride in dims)):
+        position, left = offset + first + sum(steps), run_nbytes
+        while left:
+            try:
+                count = os.preadv(descriptor, [buffer[: min(left, len(buffer))]], position)
+            except OSError as error:
+                raise CheckpointError(f"{data.file}: tensor {path} cannot be read: {error.strerror}") from error
+            if count == 0:
+                raise CheckpointError(f"{data.file}: ends at byte {position}, within tensor {path}; use an older checkpoint")
+            crc = zlib.crc32(buffer[:count], crc)
+            position, left = position + count, left - count
+    return crc
 
 
 def _block(data: DataFile, paths: list[str], row: np.void) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     path = paths[int(row["tensor"])]
     ndim = len(data.tensors[path].shape)
     return path, tuple(row["starts"][:ndim].tolist()), tuple(row["shape"][:ndim].tolist())
-
-
-def _dtype(data: DataFile, paths: list[str], row: np.void) -> np.dtype[Any]:
-    return data.tensors[paths[int(row["tensor"])]].dtype
 
 
 def _deal(data: DataFile, paths: list[str], table: NDArray[np.void], parts: int) -> NDArray[np.int64]:

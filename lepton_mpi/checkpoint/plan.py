@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +13,10 @@ from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.layout import Extent, TensorInfo, TensorSlice, describe_block, digest
+from lepton_mpi.checkpoint.own_cores import map_on_own_cores
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
-from lepton_mpi.runtime.threads import ranks_on_node, usable_cores
-
-_MAX_THREADS = 4  # as fast together as memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +75,7 @@ def make_plan(comm: MPI.Intracomm, slices: Sequence[TensorSlice], digested: bool
 
 def _digest(extents: Sequence[Extent]) -> list[Extent]:
     """Take the digests of extents, on all cores that this rank has."""
-    threads = min(usable_cores() // ranks_on_node(), _MAX_THREADS, len(extents))
-    arrays = [extent.array for extent in extents]
-    if threads < 2:
-        digests = list(map(digest, arrays))
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            digests = list(pool.map(digest, arrays))
+    digests = map_on_own_cores(digest, [extent.array for extent in extents])
     return [replace(extent, digest=value) for extent, value in zip(extents, digests, strict=True)]
 
 

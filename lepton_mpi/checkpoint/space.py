@@ -34,23 +34,16 @@ def reserve_space(file: Path) -> None:
             raise OSError(errno.ENOSPC, f"the checkpoint needs {nbytes} bytes, the file system has {free_nbytes} left", str(file))
 
 
-def start_sync(file: Path) -> None:
+def start_sync(descriptor: int) -> None:
     """Have the kernel begin to write a file to the disk, so that there is less left for an fsync(2) to wait for.
 
     Local. It promises nothing and waits for nothing; errors are that fsync's. Linux only, nothing is done elsewhere.
-
-    Raises:
-        OSError: the file cannot be opened.
     """
     if not sys.platform.startswith("linux"):
         return
     sync_file_range = ctypes.CDLL(None).sync_file_range
     sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
-    finally:
-        os.close(descriptor)
+    sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def _fallocate(file: Path, nbytes: int) -> bool:

@@ -96,11 +96,11 @@ def _write_data(
     """Write all ranks' extents and let their way to the disk begin. Collective over comm."""
     if driver == "mpio":
         write_mpio(comm, file, plan, storage)
+        with failing_together(comm, f"begin to sync {file}"), file.open("rb") as written:
+            start_sync(written.fileno())
     else:
         with failing_together(comm, f"write {file}"):
             write_direct(file, plan, offsets)
-    with failing_together(comm, f"begin to sync {file}"):
-        start_sync(file)
 
 
 def meta_attributes(step: int, attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:

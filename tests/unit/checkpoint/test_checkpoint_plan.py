@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton_mpi.checkpoint import layout, plan
+from lepton_mpi.checkpoint import layout, own_cores, plan
 from lepton_mpi.checkpoint.drivers import _runs
 from lepton_mpi.checkpoint.layout import Extent, TensorInfo, TensorSlice, digest
 from lepton_mpi.checkpoint.plan import make_plan
@@ -137,7 +137,7 @@ def test_plan_lists_extents_by_tensor_and_position(comm):
 
 @pytest.mark.parametrize("cores", [1, 4])
 def test_digests_are_the_same_by_any_number_of_threads(comm, monkeypatch, cores):
-    monkeypatch.setattr(plan, "usable_cores", lambda: cores)
+    monkeypatch.setattr(own_cores, "usable_cores", lambda: cores)
     monkeypatch.setattr(layout, "EXTENT_NBYTES", 1000)
     values = np.random.default_rng(1).random((60, 7))
     slices = [TensorSlice("/a", (60, 7), (0, 0), values), TensorSlice("/b", (60, 3), (0, 0), values[:, 2:5])]
