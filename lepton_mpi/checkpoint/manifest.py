@@ -74,7 +74,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{file}: not a manifest ({type(error).__name__}: {error}); use an older checkpoint") from error
     if name != _FORMAT_NAME or major != FORMAT_MAJOR:
-        is_whole = name == _FORMAT_NAME and type(major) is int and stated == _digest({"format": name, "format_major": major, **body})
+        told = {"format": name, "format_major": major, **body}
+        is_whole = name == _FORMAT_NAME and type(major) is int and stated == _digest(told)
         raise (FormatVersionError if is_whole else CheckpointError)(
             f"{file}: format {name!r} version {major}, but this lepton_mpi reads {_FORMAT_NAME!r} version {FORMAT_MAJOR}; "
             "use the version that wrote it"
