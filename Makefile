@@ -83,6 +83,7 @@ test: setup
 	  echo "mpirun -n $$ranks pytest tests/mpi"; \
 	  $(MPI_TESTS) -n $$ranks $(PYTEST) --with-mpi tests/mpi -q || status=1; \
 	done; \
+	$(MPI_TESTS) -n 16 $(PYTEST) --with-mpi tests/mpi/test_same_bits.py -k every_grid -q || status=1; \
 	$(PYTEST) tests/native tests/gpu tests/slurm || status=1; \
 	exit $$status
 
