@@ -4,7 +4,8 @@
     python benchmarks/reproducible.py --models gpt --ranks 1
 
 Sizes and batches are those of benchmarks/training.py (GPT: 6 layers, width 384, 6 heads, context 256, bytes, 8 samples a rank).
-`cost` is the share of time that a step takes longer. Both modes run with their defaults; the reproducible one also with one
+`cost` is the share of time that a step takes longer. Rates are those of the last steps: the first one of a reproducible run is
+usually done twice, to find the units of its sums. Both modes run with their defaults; the reproducible one also with one
 chunk (`train.virtual_chunks = 1`), for those who never divide layers.
 """
 
@@ -37,7 +38,7 @@ def main() -> None:
             found: dict[str, list[float]] = {mode: [] for mode in MODES}
             for _ in range(arguments.repeats):
                 for mode, more in MODES.items():
-                    found[mode].append(measure_ours(name, ranks, "fp32", more))
+                    found[mode].append(measure_ours(name, ranks, "fp32", more, steady=True))
             fast = statistics.median(found["fast"])
             results.append(
                 {

@@ -51,8 +51,8 @@ CASES = {
 SHAPES = {"mlp": (784,), "resnet": (3, 32, 32)}
 
 
-def measure_ours(name: str, ranks: int, precision: str, more: Sequence[str] = ()) -> float:
-    """Return samples per second of the training command as its summary has them, the first steps included."""
+def measure_ours(name: str, ranks: int, precision: str, more: Sequence[str] = (), steady: bool = False) -> float:
+    """Return samples per second of the training command, over all steps, or with `steady` over the last ones."""
     case = CASES[name]
     with tempfile.TemporaryDirectory() as folder:
         data = []
@@ -74,6 +74,8 @@ def measure_ours(name: str, ranks: int, precision: str, more: Sequence[str] = ()
         command = ["mpirun", "-n", str(ranks), sys.executable, "-m", "lepton_mpi.train", *case.overrides, *data]
         command += [part for key, value in settings.items() for part in (f"--{key}", str(value))] + list(more)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT, timeout=1200)
+        if steady:
+            return float(json.loads(Path(f"{folder}/run/metrics.jsonl").read_text().splitlines()[-1])["samples_per_second"])
         return float(json.loads(Path(f"{folder}/run/summary.json").read_text())["samples_per_second"])
 
 
