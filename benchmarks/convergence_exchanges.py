@@ -36,10 +36,10 @@ class _CompleteExchange(GradientExchange):
         self.step += 1
 
     def _gradients(self) -> Iterator[tuple[str, tuple[int, ...], np.ndarray]]:
-        layout = self._memory.layout
+        layout, own = self._memory.layout, self._memory.grads[self._grid.data_in_node.Get_rank()]
         for block, start in zip(layout.blocks, layout.offsets, strict=True):
             if start < layout.statistics_start:
-                yield block.spec.name, block.shape, self._own_grad[start : start + block.size]
+                yield block.spec.name, block.shape, own[start : start + block.size]
 
     def compress(self, name: str, shape: tuple[int, ...], grad: np.ndarray) -> None:
         raise NotImplementedError

@@ -9,7 +9,7 @@ import numpy as np
 
 from lepton_mpi import native
 from lepton_mpi.ops.array_module import Array, array_module
-from lepton_mpi.ops.checks import check_slices
+from lepton_mpi.ops.checks import check_moments, check_slices
 from lepton_mpi.ops.cuda_module import check_device_arrays, launch
 
 
@@ -86,11 +86,7 @@ def adamw_update(
         ValueError: dtypes, sizes or layouts do not fit, or a hyperparameter is out of range.
     """
     check_slices(values=values, grads=grads, m=m, v=v)
-    if step < 1:
-        raise ValueError(f"step: expected 1 or more, since bias corrections divide by 1 - beta^step, received {step}")
-    for name, beta in (("beta1", beta1), ("beta2", beta2)):
-        if not 0.0 <= beta < 1.0:
-            raise ValueError(f"{name}: expected a number in [0, 1), received {beta}")
+    check_moments(step, beta1, beta2)
     if array_module(values) is np:
         native.adamw_update(values, grads, m, v, lr, beta1, beta2, epsilon, weight_decay, grad_scale, step)
         return

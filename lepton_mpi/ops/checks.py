@@ -34,3 +34,29 @@ def check_slices(**arrays: Array) -> None:
                 f"{name}: expected contiguous float32 of shape ({size},), received {array.dtype} of shape {tuple(array.shape)} "
                 f"with strides {array.strides}"
             )
+
+
+def check_moments(step: int, beta1: float, beta2: float) -> None:
+    """Require the numbers that Adam's bias corrections are made of. Local.
+
+    Args:
+        step: number of a step, from 1.
+        beta1, beta2: decays of the two moments, in [0, 1).
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    if step < 1:
+        raise ValueError(f"step: expected 1 or more, since bias corrections divide by 1 - beta^step, received {step}")
+    check_beta("beta1", beta1)
+    check_beta("beta2", beta2)
+
+
+def check_beta(name: str, beta: float) -> None:
+    """Require the decay of a moment to be in [0, 1). Local.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0.0 <= beta < 1.0:
+        raise ValueError(f"{name}: expected a number in [0, 1), received {beta}")

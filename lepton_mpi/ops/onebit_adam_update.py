@@ -8,7 +8,7 @@ import numpy as np
 
 from lepton_mpi import native
 from lepton_mpi.ops.array_module import Array, array_module
-from lepton_mpi.ops.checks import check_slices
+from lepton_mpi.ops.checks import check_beta, check_slices
 
 
 def momentum_share(grads: Array, m: Array, *, beta1: float, num_ranks: int) -> None:
@@ -26,7 +26,7 @@ def momentum_share(grads: Array, m: Array, *, beta1: float, num_ranks: int) -> N
         ValueError: dtypes, sizes or layouts do not fit, or a hyperparameter is out of range.
     """
     check_slices(grads=grads, m=m)
-    _check_beta("beta1", beta1)
+    check_beta("beta1", beta1)
     if num_ranks < 1:
         raise ValueError(f"num_ranks: expected at least 1, received {num_ranks}")
     share = native.momentum_share if array_module(grads) is np else momentum_share_reference
@@ -80,8 +80,8 @@ def frozen_adam_update(
     check_slices(values=values, sums=sums, m=m, v=v)
     if not 1 <= frozen_step < step:
         raise ValueError(f"frozen_step: expected 1 or more and less than step {step}, received {frozen_step}")
-    _check_beta("beta1", beta1)
-    _check_beta("beta2", beta2)
+    check_beta("beta1", beta1)
+    check_beta("beta2", beta2)
     update = native.frozen_adam_update if array_module(values) is np else frozen_adam_update_reference
     update(values, sums, m, v, lr, beta1, beta2, epsilon, weight_decay, grad_scale, step, frozen_step)
 
@@ -107,8 +107,3 @@ def frozen_adam_update_reference(
     denominator = xp.sqrt(v) * f32(1.0 / math.sqrt(1.0 - beta2**frozen_step)) + f32(epsilon)
     direction = xp.where(v > 0, m / denominator, f32(0))
     values[:] = values * f32(1.0 - lr * weight_decay) - f32(lr / (1.0 - beta1**step)) * direction
-
-
-def _check_beta(name: str, beta: float) -> None:
-    if not 0.0 <= beta < 1.0:
-        raise ValueError(f"{name}: expected a number in [0, 1), received {beta}")

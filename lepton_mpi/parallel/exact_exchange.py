@@ -7,9 +7,8 @@ import numpy as np
 from lepton_mpi import native
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
-from lepton_mpi.comm.reduction import sum_in_rank_order
 from lepton_mpi.comm.waiting import wait
-from lepton_mpi.parallel.gradient_exchange import Exchange, cut_slices
+from lepton_mpi.parallel.gradient_exchange import Exchange, cut_slices, sum_statistics
 from lepton_mpi.parallel.gradient_totals import GradientTotals, GradientUnits
 from lepton_mpi.parallel.node_parameters import NodeParameters
 from lepton_mpi.parallel.ownership import part
@@ -38,7 +37,6 @@ class ExactExchange(Exchange):
         self._slices = [slice(start, stop) for start, stop in slices if start < stop]
         self._between_nodes = owns and grid.data_across.Get_size() > 1
         self._own_grad = memory.grads[rank]
-        self._statistics = slice(memory.layout.statistics_start, memory.layout.num_values)
         self._sent_nbytes = 0
         self.owned_slices = cut_slices(memory.layout, ownership, grid.is_first_data_node)
         self.extra_states = (GradientUnits(totals, grid.rank == 0),)
@@ -63,11 +61,8 @@ class ExactExchange(Exchange):
             wait(self._grid.data_across.Iallreduce(MPI.IN_PLACE, sums, MPI.SUM), "the gradients of other nodes")
             self._sent_nbytes += sums.nbytes
             self._own_grad[here] = sums
-        if self._statistics.start < self._statistics.stop:
-            # Only the first data rank's layers change running statistics, so this sum is exact too.
-            self._memory.download_grad(self._statistics.start, self._statistics.stop)
-            own = self._own_grad[self._statistics]
-            own[...] = sum_in_rank_order(self._grid.data, own)
+        # Only the first data rank's layers change running statistics, so this sum is exact too.
+        sum_statistics(self._grid, self._memory)
 
     @collective("grid.data")
     def publish(self) -> None:

@@ -180,8 +180,6 @@ class GradientExchange(Exchange):
         self._choice = self._measure(codecs) if mode == AUTO else None
         self._way = ""
         self._next_bucket = self._engine.num_buckets - 1
-        self._statistics = slice(memory.layout.statistics_start, memory.layout.num_values)
-        self._own_grad = memory.grads[rank]
         self.owned_slices = cut_slices(memory.layout, memory.ownership, grid.is_first_data_node)
 
     @collective("grid.data")
@@ -233,19 +231,7 @@ class GradientExchange(Exchange):
         self._engine.finish()
         if self._choice is not None:  # what the backward pass did not hide
             self._choice.record(4 * self._bounds[-1], self._way, time.perf_counter() - begin)
-        self._sum_statistics()
-
-    @collective("grid.data")
-    def _sum_statistics(self) -> None:
-        """Add up what the data ranks' layers change of running statistics, exactly whatever the codec.
-
-        Collective over grid.data. They are few, complete only with the first layer, and of other sizes than gradients:
-        in a block of a codec the small ones would vanish beside the large ones.
-        """
-        if self._statistics.start < self._statistics.stop:
-            self._memory.download_grad(self._statistics.start, self._statistics.stop)
-            own = self._own_grad[self._statistics]
-            own[...] = sum_in_rank_order(self._grid.data, own)
+        sum_statistics(self._grid, self._memory)
 
     @collective("grid.data")
     def publish(self) -> None:
@@ -292,3 +278,17 @@ def cut_slices(layout: ParameterLayout, ownership: Ownership, first_node: bool) 
             if begin < end:
                 slices.append(OwnedSlice(begin, end, block.spec, block.is_primary and (alone or first_node)))
     return tuple(slices)
+
+
+@collective("grid.data")
+def sum_statistics(grid: ProcessGrid, memory: NodeParameters) -> None:
+    """Add up what the data ranks' layers change of running statistics, exactly whatever the codec.
+
+    Collective over grid.data. They are few, complete only with the first layer, and of other sizes than gradients:
+    in a block of a codec the small ones would vanish beside the large ones.
+    """
+    start, stop = memory.layout.statistics_start, memory.layout.num_values
+    if start < stop:
+        memory.download_grad(start, stop)
+        own = memory.grads[grid.data_in_node.Get_rank()][start:stop]
+        own[...] = sum_in_rank_order(grid.data, own)

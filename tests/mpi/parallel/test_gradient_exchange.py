@@ -90,10 +90,11 @@ def test_pieces_sum_like_slices_and_are_gathered_exactly(comm: MPI.Intracomm, ra
         for i, block in enumerate(layout.blocks):  # but for the gaps
             layout.view(i, drawn)[...] = np.random.default_rng([comm.rank, step, i]).standard_normal(block.shape)
         for each in (one, other):
-            each.exchange._own_grad[...] = drawn
+            own_grad = each.memory.grads[each.grid.data_in_node.Get_rank()]
+            own_grad[...] = drawn
             each.exchange.finish()
             for s in each.exchange.owned_slices:
-                each.memory.values[s.start : s.stop] = each.exchange._own_grad[s.start : s.stop]
+                each.memory.values[s.start : s.stop] = own_grad[s.start : s.stop]
             each.exchange.publish()
         assert len(set(comm.allgather(one.memory.values.tobytes()))) == 1
         if mode == "exact":
