@@ -23,7 +23,7 @@ from lepton_mpi.cli.checkpoint_arguments import CheckpointArguments
 from lepton_mpi.cli.parser import PROGRAM
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
-from lepton_mpi.comm.strict_calls import watched
+from lepton_mpi.comm.strict.calls import watched
 from lepton_mpi.runtime.failure import FailureReport
 from lepton_mpi.runtime.launch import run_command
 from lepton_mpi.runtime.mpi import MPI

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from lepton_mpi.comm.collective_mark import COLLECTIVE_MARK
 from lepton_mpi.runtime.strict_mode import STRICT
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
-
-# Attribute under which a collective function names the ranks that must call it.
-COLLECTIVE_MARK = "__collective_over__"
 
 
 def collective(over: str, *, equal: str = "", patient: bool = False) -> Callable[[_Function], _Function]:
@@ -29,18 +27,8 @@ def collective(over: str, *, equal: str = "", patient: bool = False) -> Callable
         setattr(function, COLLECTIVE_MARK, over)
         if not STRICT:
             return function
-        from lepton_mpi.comm.strict import checked  # only where it is asked for
+        from lepton_mpi.comm.strict.watch import checked  # only where it is asked for
 
         return checked(function, over, equal, patient)
-
-    return mark
-
-
-def unchecked_collective(over: str) -> Callable[[_Function], _Function]:
-    """Declare the same of a function that is part of strict mode itself. Local."""
-
-    def mark(function: _Function) -> _Function:
-        setattr(function, COLLECTIVE_MARK, over)
-        return function
 
     return mark

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from lepton_mpi.comm.agreement import do_on_root
-from lepton_mpi.comm.strict_calls import watched
+from lepton_mpi.comm.strict.calls import watched
 from lepton_mpi.config.command_line import Arguments, parse_arguments
 from lepton_mpi.config.help_text import format_help
 from lepton_mpi.config.toml_file import format_toml

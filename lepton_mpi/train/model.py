@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from lepton_mpi.checkpoint.resume import find_resumable
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
-from lepton_mpi.comm.strict_calls import watched
+from lepton_mpi.comm.strict.calls import watched
 from lepton_mpi.comm.waiting import wait
 from lepton_mpi.data.normalisation import Normalisation, measure_normalisation
 from lepton_mpi.errors import CheckpointError, LeptonError

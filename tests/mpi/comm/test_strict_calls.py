@@ -12,8 +12,8 @@ from lepton_mpi.comm.agreement import raise_together
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import GridShape, ProcessGrid
 from lepton_mpi.comm.reduction import sum_in_rank_order
-from lepton_mpi.comm.strict import axis_of, checked
-from lepton_mpi.comm.strict_calls import strict, watched
+from lepton_mpi.comm.strict.calls import strict, watched
+from lepton_mpi.comm.strict.watch import axis_of, checked
 from lepton_mpi.comm.waiting import wait
 from lepton_mpi.errors import RankMismatchError
 from lepton_mpi.runtime.mpi import MPI

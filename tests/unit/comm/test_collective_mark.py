@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from types import FunctionType, ModuleType
 
 import lepton_mpi
-from lepton_mpi.comm.contract import COLLECTIVE_MARK, collective
+from lepton_mpi.comm.collective_mark import COLLECTIVE_MARK
+from lepton_mpi.comm.contract import collective
 
 _SENTENCE = re.compile(r"Collective over ([\w. ]+?)(?=[,;]|\.\s|\.$|$)", re.MULTILINE)
 # Modules below lepton_mpi.comm cannot import its mark; what is collective there starts or ends MPI itself.

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from lepton_mpi.comm import strict_record
-from lepton_mpi.comm.strict import checked, find_axis
-from lepton_mpi.comm.strict_board import STATE_NBYTES, State
-from lepton_mpi.comm.strict_record import RECORD_NBYTES, Record, call_site, describe_difference, name_ranks
+from lepton_mpi.comm.strict import record
+from lepton_mpi.comm.strict.board import STATE_NBYTES, State
+from lepton_mpi.comm.strict.record import RECORD_NBYTES, Record, call_site, describe_difference, name_ranks
+from lepton_mpi.comm.strict.watch import checked, find_axis
 
 SUM = Record("sum", "grid.shard", "12", "float32", "model.py:7")
 GATHER = Record("gather", "grid.shard", "", "", "model.py:9")
@@ -72,7 +72,7 @@ def test_the_call_site_is_this_line() -> None:
 
 def test_calls_at_the_end_of_the_program_have_a_site(monkeypatch: pytest.MonkeyPatch) -> None:
     machinery = type("Everything", (), {"__contains__": lambda self, file: True})()
-    monkeypatch.setattr(strict_record, "_MACHINERY", machinery)  # as where Python itself calls a marked function
+    monkeypatch.setattr(record, "_MACHINERY", machinery)  # as where Python itself calls a marked function
     assert call_site() == "the end of the program"
 
 

@@ -9,8 +9,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lepton_mpi.comm.contract import unchecked_collective
-from lepton_mpi.comm.strict_record import RECORD_NBYTES, Record, name_ranks
+from lepton_mpi.comm.collective_mark import unchecked_collective
+from lepton_mpi.comm.strict.record import RECORD_NBYTES, Record, name_ranks
 from lepton_mpi.runtime.mpi import MPI
 
 # A state: two records and some numbers.

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 
-from lepton_mpi.comm.contract import unchecked_collective
-from lepton_mpi.comm.strict import Axis, Watch
-from lepton_mpi.comm.strict_record import Record
+from lepton_mpi.comm.collective_mark import unchecked_collective
+from lepton_mpi.comm.strict.record import Record
+from lepton_mpi.comm.strict.watch import Axis, Watch
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.strict_mode import STRICT, configured_limit_s
 

@@ -17,10 +17,10 @@ RECORD_NBYTES = 512
 _FIELD_LENGTH = 80
 # Longest form of a character in JSON: two surrogates.
 _CHARACTER_NBYTES = 12
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 # Files between a call and its check; what lies above them is the call site.
 _MACHINERY = {
-    *(str(_PACKAGE / "comm" / name) for name in ("contract.py", "strict.py", "strict_record.py", "strict_calls.py")),
+    *(str(_PACKAGE / "comm" / name) for name in ("contract.py", "strict/watch.py", "strict/record.py", "strict/calls.py")),
     contextlib.__file__,
 }
 
@@ -123,4 +123,4 @@ def _name_file(file: str) -> tuple[str, bool]:
     path = Path(file)
     if not path.is_relative_to(_PACKAGE):
         return file, False
-    return str(path.relative_to(_PACKAGE.parent)), path.parent.name == "comm"
+    return str(path.relative_to(_PACKAGE.parent)), (_PACKAGE / "comm") in path.parents

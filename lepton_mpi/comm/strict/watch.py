@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
-from lepton_mpi.comm.contract import unchecked_collective
-from lepton_mpi.comm.strict_board import STATE_NBYTES, Board, State
-from lepton_mpi.comm.strict_record import RECORD_NBYTES, Record, call_site, describe_difference, name_ranks
+from lepton_mpi.comm.collective_mark import unchecked_collective
+from lepton_mpi.comm.strict.board import STATE_NBYTES, Board, State
+from lepton_mpi.comm.strict.record import RECORD_NBYTES, Record, call_site, describe_difference, name_ranks
 from lepton_mpi.errors import RankMismatchError
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.strict_mode import LIMIT_VARIABLE

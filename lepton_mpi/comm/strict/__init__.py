@@ -1,0 +1,1 @@
+"""Strict mode: collective calls of all ranks are compared before they run."""
