@@ -4,10 +4,21 @@
     mpirun -n 2 python benchmarks/checkpoint_io.py --mib 512  # on these ranks, prints one JSON object
 
 One round writes: a plain file by rank 0; a checkpoint by each driver, from the first digest until it survives a crash, read back
-and committed; and one in the background, while the ranks work on. They take turns in an order that changes from round to round, so
-that a drift of the machine meets all alike. Times are those of the slowest rank; ratios are medians over rounds of times of the
-same round. What an asynchronous save costs is the time that its calls hold training up; its first, which starts a process, is
-apart.
+and committed; and one in the background, beside the steps of a training run. They take turns in an order that is drawn for each
+round. Before each, a file of as many bytes is written and deleted, so that all find memory for the page cache ready: a virtual
+machine gives free memory back to its host, and to get it again takes longer than to write. Times are those of the slowest rank;
+ratios are medians over rounds of times of the same round.
+
+A step is what a model with these weights cannot do without: the three matrix products of each weight with BATCH rows, six
+operations a weight and row, then a meeting of all ranks, then the update of weights and moments in place, and another meeting
+before anybody reads the new weights. The state is half weights: 512 MiB are 67 million, whose products with 32 rows are 13 billion
+operations, about 0.2 s on one core of 2025. 32 rows are few; a larger batch, attention or a pipeline make longer steps, and a
+longer step hides more.
+
+The stall of an asynchronous save is all time for which its calls hold a rank up: beginning it, waiting before the update for the
+copy to be made (`settle`), and the calls at the step boundaries until it is committed. Besides, the copy and the process that
+writes take cores and memory from the steps: `slower_seconds` is how much longer the steps took while a save was in flight than as
+many steps without one, its stall included. The first save, which starts a process and gets its memory, is apart.
 """
 
 from __future__ import annotations
@@ -16,6 +27,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import shutil
 import statistics
 import subprocess
@@ -43,7 +55,8 @@ from lepton_mpi.runtime.ranges import split_range  # noqa: E402
 PLAIN_PIECE_NBYTES = 8 * 2**20
 COLUMNS = 1024
 SHARES = (0.4, 0.2, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05)  # of the state, as layers of unlike size have them
-STEP_S = 0.02  # how long a step of the work beside an asynchronous save takes
+BATCH = 32  # rows that a step multiplies the weights with
+STEPS = 5  # how many of them are timed without a save
 
 
 def make_state(comm: MPI.Intracomm, nbytes: int) -> list[TensorSlice]:
@@ -59,6 +72,32 @@ def make_state(comm: MPI.Intracomm, nbytes: int) -> list[TensorSlice]:
     return slices
 
 
+class Work:
+    """Training of what a state holds: weights, each followed by its moment."""
+
+    def __init__(self, comm: MPI.Intracomm, slices: list[TensorSlice]) -> None:
+        self.comm = comm
+        arrays = [part.array for part in slices]
+        self.parameters = list(zip(arrays[::2], arrays[1::2], strict=True))
+        self.grads = [np.zeros_like(weight) for weight in arrays[::2]]
+        self.rows = np.random.default_rng(2).random((BATCH, COLUMNS), np.float32)
+
+    def step(self, settle: Callable[[], None] = lambda: None) -> None:
+        """Do a step; call `settle` before anything of the state changes."""
+        for (weight, _), grad in zip(self.parameters, self.grads, strict=True):
+            outputs = self.rows @ weight.T
+            np.matmul(outputs.T, self.rows, out=grad)
+            _ = outputs @ weight  # the gradient of the inputs
+        settle()
+        self.comm.Barrier()  # ranks of a training run agree that the gradients are sound
+        for (weight, moment), grad in zip(self.parameters, self.grads, strict=True):
+            moment *= np.float32(0.9)
+            moment += grad
+            np.multiply(moment, np.float32(1e-9), out=grad)
+            weight -= grad
+        self.comm.Barrier()  # nobody reads weights that others still update
+
+
 class Side:
     """The ways to write one state, each timed alike."""
 
@@ -67,13 +106,20 @@ class Side:
         self.nbytes = comm.allreduce(sum(part.array.nbytes for part in slices))
         self.plain = np.random.default_rng(1).random(self.nbytes // 4, np.float32) if comm.rank == 0 else None
         self.saver = BackgroundSaver(comm)
+        self.work = Work(comm, slices)
         self.step = 0
-        self.stalls: list[float] = []
+        self.stalls: list[dict[str, float]] = []
+        self.steps_beside: list[int] = []
         self.disk_nbytes: list[int] = []
 
     def timed(self, write: Callable[[], object]) -> float:
-        """Return how long the slowest rank takes, from a moment when nothing else is to be written."""
+        """Return how long the slowest rank takes, from a moment when nothing else is to be written and memory is at hand."""
         if self.comm.rank == 0:
+            scratch = self.root / "scratch"
+            with scratch.open("wb", buffering=0) as stream:
+                for _ in range(0, self.nbytes, PLAIN_PIECE_NBYTES):
+                    stream.write(bytes(PLAIN_PIECE_NBYTES))
+            scratch.unlink()
             os.sync()
         self.comm.Barrier()
         start_s = time.perf_counter()
@@ -100,20 +146,29 @@ class Side:
         if self.comm.rank == 0:
             self.disk_nbytes.append(sum(file.stat().st_size for file in path.iterdir()))
 
+    def work_alone(self) -> None:
+        for _ in range(STEPS):
+            self.work.step()
+
     def write_asynchronously(self) -> None:
         """Save while working on, and note how long the work was held up."""
         self.step += 1
-        start_s = time.perf_counter()
-        self.saver.begin(self.root, self.step, self.slices, {})
-        stall_s = time.perf_counter() - start_s
-        path = None
-        while path is None:
-            time.sleep(STEP_S)  # the work: it leaves the cores to the writers, as on a node with enough of them
-            self.comm.Barrier()  # ranks of a training run come to the end of a step together
+        stalls = {"begin": 0.0, "settle": 0.0, "advance": 0.0}
+
+        def held_up(name: str, call: Callable[[], Path | None]) -> Path | None:
             start_s = time.perf_counter()
-            path = self.saver.advance()
-            stall_s += time.perf_counter() - start_s
-        self.stalls.append(float(self.comm.allreduce(stall_s, MPI.MAX)))
+            result = call()
+            stalls[name] += time.perf_counter() - start_s
+            return result
+
+        held_up("begin", lambda: self.saver.begin(self.root, self.step, self.slices, {}))
+        path, steps = None, 0
+        while path is None:
+            self.work.step(lambda: held_up("settle", self.saver.settle) and None)
+            steps += 1
+            path = held_up("advance", self.saver.advance)
+        self.stalls.append(max(self.comm.allgather(stalls), key=lambda parts: sum(parts.values())))
+        self.steps_beside.append(steps)
         self.measure(path)
 
     def clear(self) -> None:
@@ -131,11 +186,10 @@ def measure(comm: MPI.Intracomm, root: Path, mib: int, rounds: int) -> dict[str,
     ways: dict[str, Callable[[], None]] = {"plain": side.write_plain}
     ways |= {driver: lambda driver=driver: side.write_checkpoint(driver) for driver in drivers}
     if not any(comm.allgather(bool(background_obstacle()))):
-        ways["asynchronous"] = side.write_asynchronously
+        ways |= {"steps": side.work_alone, "asynchronous": side.write_asynchronously}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):  # the first one warms up
-        order = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
-        for name in order:
+        for name in random.Random(number).sample(list(ways), len(ways)):
             seconds = side.timed(ways[name])
             side.clear()
             if number:
@@ -146,15 +200,24 @@ def measure(comm: MPI.Intracomm, root: Path, mib: int, rounds: int) -> dict[str,
         "ranks": comm.size,
         "state_megabytes": round(megabytes, 1),
         "rounds": rounds,
-        "megabytes_per_second": {name: round(megabytes / statistics.median(found), 1) for name, found in times.items()},
+        "megabytes_per_second": {
+            name: round(megabytes / statistics.median(found), 1) for name, found in times.items() if name != "steps"
+        },
         "ratio_to_plain": {driver: ratio(times["plain"], times[driver]) for driver in drivers},
         "seconds": {name: [round(value, 3) for value in found] for name, found in times.items()},
         "disk_bytes_over_state": round(max(side.disk_nbytes) / side.nbytes, 5) if comm.rank == 0 else 0.0,
     }
     if side.stalls:
-        result["stall_over_synchronous"] = ratio(side.stalls[1:], times["direct"])
-        result["stall_seconds"] = [round(value, 4) for value in side.stalls[1:]]
-        result["first_stall_seconds"] = round(side.stalls[0], 4)
+        first, *stalls = (sum(parts.values()) for parts in side.stalls)
+        result["stall_over_synchronous"] = ratio(stalls, times["direct"])
+        result["stall_seconds"] = [round(value, 4) for value in stalls]
+        result["stall_parts"] = {name: [round(parts[name], 4) for parts in side.stalls[1:]] for name in side.stalls[0]}
+        result["first_stall_seconds"] = round(first, 4)
+        step_s = [found / STEPS for found in times["steps"]]
+        beside = zip(times["asynchronous"], side.steps_beside[1:], step_s, strict=True)
+        result["step_seconds"] = round(statistics.median(step_s), 4)
+        result["steps_beside_a_save"] = side.steps_beside[1:]
+        result["slower_seconds"] = [round(total - steps * alone, 3) for total, steps, alone in beside]
     return result
 
 

@@ -3,9 +3,11 @@
     python benchmarks/convergence.py                                  # digits and a small GPT, three seeds; prints JSON
     python benchmarks/convergence.py --tasks digits-sgd --seeds 0     # a part of it
     python benchmarks/convergence.py --results benchmarks/results --plot docs/compression.svg
+    python benchmarks/convergence.py --keep FOLDER                    # runs that FOLDER holds already are not repeated
 
 Two ranks that count as two nodes. The loss of a run is the mean training loss of its last tenth, over the same batches for all
-codecs; a codec reaches fp32 if the mean of that over the seeds is at most 2% above. The exit code is 1 if one does not.
+codecs; a codec reaches fp32 if the mean of that over the seeds is at most 2% above. The exit code is 1 if one does not. The
+tasks whose names end in -fast are not in the default: they show at which learning rate codecs fall behind.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,43 +38,43 @@ GPT = (
 )  # fmt: skip
 SGD = ("--optimizer.name", "sgd", "--optimizer.momentum", "0.9", "--optimizer.weight_decay", "0")
 ADAMW = ("--optimizer.name", "adamw")
-TOPK_SHARE, POWERSGD_RANK = 0.05, 4
+CODECS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("bf16", "fp16", "int8", "int4", "sign1"), ()),
+    "topk": ("--reduce.topk_share", "0.05"),
+    "powersgd": ("--reduce.powersgd_rank", "4"),
+}
 FEEDBACK = frozenset({"int4", "sign1", "topk", "powersgd"})
+ONEBIT = ("--optimizer.name", "onebit_adam")
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained, how long, and with which codecs beside exact: their options by name of the curve."""
+    """What is trained, how long, and with which optimizer some codecs go instead of that of fp32."""
 
     title: str
     steps: int
     options: tuple[str, ...]
-    codecs: dict[str, tuple[str, ...]]
+    optimizer: str
+    onebit_adam: frozenset[str] = frozenset()
 
 
-PLAIN: dict[str, tuple[str, ...]] = dict.fromkeys(("bf16", "fp16", "int8", "int4"), ())
-ONEBIT = {"sign1": ("--optimizer.name", "onebit_adam", "--optimizer.freeze_share", "0.2")}
 TASKS = {
-    "digits-sgd": Task(
-        "digits, SGD with momentum",
-        600,
-        (*DIGITS, *SGD, "--optimizer.lr", "0.02"),
-        {**PLAIN, "sign1": (), "topk": (), "powersgd": ()},
-    ),
-    "digits-adamw": Task("digits, AdamW", 360, (*DIGITS, *ADAMW, "--optimizer.lr", "0.002"), {**PLAIN, **ONEBIT, "powersgd": ()}),
+    "digits-sgd": Task("digits, SGD with momentum", 1200, (*DIGITS, *SGD, "--optimizer.lr", "0.03"), "sgd"),
     "gpt-adamw": Task(
         "byte-level GPT, AdamW",
-        240,
-        (*GPT, *ADAMW, "--optimizer.lr", "0.003", "--optimizer.warmup_steps", "20"),
-        {**PLAIN, **ONEBIT, "powersgd": ()},
+        600,
+        (*GPT, *ADAMW, "--optimizer.lr", "0.0015", "--optimizer.warmup_steps", "40"),
+        "adamw",
+        frozenset({"sign1", "topk"}),
     ),
-    "gpt-sgd": Task(
-        "byte-level GPT, SGD with momentum",
-        240,
-        (*GPT, *SGD, "--optimizer.lr", "0.03", "--optimizer.warmup_steps", "20"),
-        {"sign1": (), "topk": (), "powersgd": ()},
-    ),
+    "digits-sgd-fast": Task("digits, SGD with momentum, lr 0.1", 1200, (*DIGITS, *SGD, "--optimizer.lr", "0.1"), "sgd"),
 }
+DEFAULT_TASKS = ("digits-sgd", "gpt-adamw")
+
+
+def optimizer_of(task: Task, codec: str) -> str:
+    """Return the optimizer that a codec goes with."""
+    return "onebit_adam" if codec in task.onebit_adam else task.optimizer
 
 
 def plan(task_names: Sequence[str], codecs: Sequence[str], seeds: Sequence[int], folder: Path) -> list[dict[str, Any]]:
@@ -79,13 +82,14 @@ def plan(task_names: Sequence[str], codecs: Sequence[str], seeds: Sequence[int],
     runs = []
     for name in task_names:
         task = TASKS[name]
-        for codec, more in {"exact": (), **task.codecs}.items():
-            mode = codec if codec not in ("topk", "powersgd") else "exact"
-            for seed in seeds if not codecs or codec in ("exact", *codecs) else ():
+        decay_steps = task.steps - (int(task.options[-1]) if "--optimizer.warmup_steps" in task.options else 0)
+        for codec in ("exact", *(codecs or CODECS)):
+            more = (*CODECS.get(codec, ()), *(ONEBIT if codec in task.onebit_adam else ()))
+            for seed in seeds:
                 run_folder = folder / f"{name}-{codec}-{seed}"
                 options = (
-                    *COMMON, *task.options, *more, "--train.steps", task.steps, "--optimizer.decay_steps", task.steps,
-                    "--train.seed", seed, "--reduce.mode", mode, "--run.dir", run_folder,
+                    *COMMON, *task.options, *more, "--train.steps", task.steps, "--optimizer.decay_steps", decay_steps,
+                    "--train.seed", seed, "--reduce.mode", codec, "--run.dir", run_folder,
                 )  # fmt: skip
                 runs.append(
                     {"task": name, "codec": codec, "seed": seed, "folder": str(run_folder), "options": [*map(str, options)]}
@@ -100,23 +104,12 @@ def work(plan_path: Path) -> int:
     from lepton_mpi.runtime.launch import run_command
     from lepton_mpi.runtime.mpi import MPI
     from lepton_mpi.runtime.threads import limit_threads
+    from lepton_mpi.train.command import run_training
 
     num_threads = limit_threads(1)
 
     def all_runs(comm: MPI.Intracomm, report: FailureReport) -> int:
-        import convergence_exchanges
-
-        import lepton_mpi.train.run as run_module
-        from lepton_mpi.parallel.gradient_exchange import GradientExchange
-        from lepton_mpi.train.command import run_training
-
         for run in json.loads(plan_path.read_text()):
-            steps = TASKS[run["task"]].steps
-            exchanges = {
-                "topk": convergence_exchanges.topk_exchange(TOPK_SHARE, steps // 5),
-                "powersgd": convergence_exchanges.powersgd_exchange(POWERSGD_RANK),
-            }
-            run_module.GradientExchange = exchanges.get(run["codec"], GradientExchange)
             code = run_training(comm.Dup(), parse_arguments(run["options"]).config, num_threads, report)
             if code:
                 return code
@@ -125,10 +118,16 @@ def work(plan_path: Path) -> int:
     return run_command(all_runs)
 
 
+def found_losses(run: dict[str, Any]) -> list[float]:
+    """Return the training loss of every step of a run so far."""
+    path = Path(run["folder"], "metrics.jsonl")
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [record["loss"] for record in records if "loss" in record and "step" in record and "lr" in record]
+
+
 def read_losses(run: dict[str, Any]) -> list[float]:
     """Return the training loss of every step of a run that has ended."""
-    records = [json.loads(line) for line in Path(run["folder"], "metrics.jsonl").read_text().splitlines()]
-    losses = [record["loss"] for record in records if "loss" in record and "step" in record and "lr" in record]
+    losses = found_losses(run)
     if len(losses) != TASKS[run["task"]].steps:
         raise SystemExit(f"{run['folder']}: expected {TASKS[run['task']].steps} steps, found {len(losses)}")
     return losses
@@ -154,7 +153,7 @@ def compare(runs: Sequence[dict[str, Any]], curves: dict[str, dict[str, list[flo
         records.append(
             {
                 "benchmark": "convergence", "task": task, "codec": codec, "steps": TASKS[task].steps,
-                "optimizer": "onebit_adam" if "onebit_adam" in TASKS[task].codecs.get(codec, ()) else task.split("-")[1],
+                "optimizer": optimizer_of(TASKS[task], codec),
                 "feedback": codec in FEEDBACK, "losses": finals, "loss": sum(finals) / len(finals),
                 "ratios": [a / b for a, b in zip(finals, exact, strict=True)], "ratio": ratio,
                 "reaches_fp32": ratio <= 1 + TOLERANCE,
@@ -169,36 +168,36 @@ def smooth(values: Sequence[float], window: int = 12) -> list[float]:
     return [sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1) for i in range(len(values))]
 
 
+def train(runs: Sequence[dict[str, Any]], plan_path: Path) -> subprocess.CompletedProcess[str]:
+    """Start the ranks and do the runs."""
+    plan_path.write_text(json.dumps(runs))
+    launcher = Path(sys.executable).parent / "mpirun"
+    program = str(launcher) if launcher.exists() else "mpirun"
+    command = [program, "-n", "2", sys.executable, __file__, "--worker", str(plan_path)]
+    return subprocess.run(
+        command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
 def main() -> int:
     """Measure as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--codecs", nargs="+", default=[], help="beside exact; all if left out")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(DEFAULT_TASKS))
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=[], help="beside exact; all if left out")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, help="folder for a dated JSON file")
     parser.add_argument("--plot", type=Path, help="SVG file of the curves")
+    parser.add_argument("--keep", type=Path, help="folder for the runs, which are not repeated where it holds them")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments.worker)
-    with tempfile.TemporaryDirectory() as name:
+    with nullcontext(arguments.keep) if arguments.keep else tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         runs = plan(arguments.tasks, arguments.codecs, arguments.seeds, folder)
-        plan_path = folder / "plan.json"
-        plan_path.write_text(json.dumps(runs))
-        launcher = Path(sys.executable).parent / "mpirun"
-        command = [
-            str(launcher) if launcher.exists() else "mpirun",
-            "-n",
-            "2",
-            sys.executable,
-            __file__,
-            "--worker",
-            str(plan_path),
-        ]
-        job = subprocess.run(
-            command, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = [run for run in runs if len(found_losses(run)) != TASKS[run["task"]].steps]
+        job = train(missing, folder / "plan.json")
         if job.returncode:
             sys.stderr.write(job.stdout[-4000:])
             return job.returncode

@@ -62,7 +62,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if session.config.getoption("--with-mpi"):
         from lepton_mpi.runtime.mpi import start_mpi
 
-        session.config.stash[MEETING] = start_mpi().Dup()
+        session.config.stash[MEETING] = start_mpi(several_threads=True).Dup()
 
 
 @pytest.hookimpl(trylast=True)

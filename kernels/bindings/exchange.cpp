@@ -27,7 +27,7 @@ std::unique_ptr<ExchangeHandle> make_exchange(std::vector<FloatArray> grads, Byt
                                               int num_owners, std::optional<int> peers, int codec,
                                               std::vector<std::int64_t> bounds, double timeout_s, double spin_s,
                                               bool own_pieces, std::optional<FloatArray> residual,
-                                              std::int64_t exact_until) {
+                                              std::int64_t exact_until, bool background) {
   if (grads.empty() || bounds.empty()) throw py::value_error("grads and bounds must not be empty");
   std::vector<float*> pointers;
   for (FloatArray& grad : grads) {
@@ -45,6 +45,7 @@ std::unique_ptr<ExchangeHandle> make_exchange(std::vector<FloatArray> grads, Byt
   options.spin_s = spin_s;
   options.own_pieces = own_pieces;
   options.exact_until = exact_until;
+  options.background = background;
   if (residual) {
     if (residual->size() < bounds.back())
       throw py::value_error("residual must hold " + std::to_string(bounds.back()) + " values, received " +
@@ -79,7 +80,7 @@ void bind_exchange(py::module_& m) {
       .def(py::init(&make_exchange), py::kw_only(), py::arg("grads"), py::arg("signals"), py::arg("rank"),
            py::arg("num_owners"), py::arg("peers"), py::arg("codec"), py::arg("bounds"), py::arg("timeout_s"),
            py::arg("spin_s"), py::arg("own_pieces") = false, py::arg("residual") = py::none(),
-           py::arg("exact_until") = 0)
+           py::arg("exact_until") = 0, py::arg("background") = false)
       .def_static("signal_nbytes", &Exchange::signal_nbytes, py::arg("num_ranks"), py::arg("num_buckets"))
       .def(
           "start", [](ExchangeHandle& h, int bucket) { h.exchange->start(bucket); }, py::arg("bucket"), unlocked)
@@ -93,6 +94,13 @@ void bind_exchange(py::module_& m) {
           "set_codec", [](ExchangeHandle& h, int codec) { h.exchange->set_codec(static_cast<Codec>(codec)); },
           py::arg("codec"))
       .def(
+          "done", [](ExchangeHandle& h, int bucket) { return h.exchange->done(bucket); }, py::arg("bucket"), unlocked)
+      .def(
+          "set_in_node_from", [](ExchangeHandle& h, std::int64_t first) { h.exchange->set_in_node_from(first); },
+          py::arg("first"))
+      .def(
+          "set_share", [](ExchangeHandle& h, double share) { h.exchange->set_share(share); }, py::arg("share"))
+      .def(
           "owned",
           [](const ExchangeHandle& h, int bucket) {
             if (bucket < 0 || bucket >= h.exchange->num_buckets()) throw py::index_error("no such bucket");
@@ -101,7 +109,7 @@ void bind_exchange(py::module_& m) {
           },
           py::arg("bucket"))
       .def_property_readonly("num_buckets", [](const ExchangeHandle& h) { return h.exchange->num_buckets(); })
-      .def_property_readonly("stats", [](const ExchangeHandle& h) {
+      .def_property_readonly("stats", [](ExchangeHandle& h) {
         const ExchangeStats stats = h.exchange->stats();
         py::dict result;
         result["sent_nbytes"] = stats.sent_nbytes;

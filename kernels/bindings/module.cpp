@@ -15,6 +15,7 @@ void bind_softmax(py::module_& m);
 void bind_topk(py::module_& m);
 void bind_updates(py::module_& m);
 void bind_images(py::module_& m);
+void bind_low_rank(py::module_& m);
 void bind_batch_norm(py::module_& m);
 void bind_normalisation(py::module_& m);
 void bind_segment(py::module_& m);
@@ -36,6 +37,7 @@ PYBIND11_MODULE(_native, m) {
   lepton::bind_topk(m);
   lepton::bind_updates(m);
   lepton::bind_images(m);
+  lepton::bind_low_rank(m);
   lepton::bind_batch_norm(m);
   lepton::bind_normalisation(m);
   lepton::bind_segment(m);

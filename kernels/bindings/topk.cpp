@@ -46,20 +46,6 @@ Sent encode_with_feedback(const std::optional<FloatArray>& g, FloatArray& residu
   return {result.nbytes, result.num_values};
 }
 
-Sent encode_with_momentum(const FloatArray& g, FloatArray& velocity, FloatArray& residual, float momentum,
-                          float threshold, ByteArray& out) {
-  const std::size_t n = checked_size(residual, "residual");
-  checked_size(g, "g", n);
-  checked_size(velocity, "velocity", n);
-  std::byte* to = checked_room(out, n);
-  const float* from = g.data();
-  float* speed = velocity.mutable_data();
-  float* rest = residual.mutable_data();
-  const py::gil_scoped_release unlocked;
-  const TopkResult result = topk_encode_with_momentum(from, speed, rest, n, momentum, threshold, to);
-  return {result.nbytes, result.num_values};
-}
-
 void decode(const ByteArray& payload, FloatArray& out, bool add) {
   const std::size_t nbytes = checked_size(payload, "payload");
   const std::size_t n = checked_size(out, "out");
@@ -80,16 +66,25 @@ float threshold(const FloatArray& x, double share) {
   return topk_threshold(from, n, share);
 }
 
+float sampled_threshold(const FloatArray& x, const std::optional<FloatArray>& residual, double share) {
+  const std::size_t n = checked_size(x, "x");
+  if (residual) checked_size(*residual, "residual", n);
+  const float* from = x.data();
+  const float* rest = residual ? residual->data() : nullptr;
+  const py::gil_scoped_release unlocked;
+  return topk_sampled_threshold(from, rest, n, share);
+}
+
 }  // namespace
 
 void bind_topk(py::module_& m) {
   m.def("topk_max_nbytes", &topk_max_nbytes, py::arg("n"));
   m.def("topk_threshold", &threshold, py::arg("x").noconvert(), py::arg("share"));
+  m.def("topk_sampled_threshold", &sampled_threshold, py::arg("x").noconvert(), py::arg("residual").noconvert(),
+        py::arg("share"));
   m.def("topk_encode", &encode, py::arg("x").noconvert(), py::arg("threshold"), py::arg("out").noconvert());
   m.def("topk_encode_with_feedback", &encode_with_feedback, py::arg("g").noconvert(), py::arg("residual").noconvert(),
         py::arg("threshold"), py::arg("out").noconvert());
-  m.def("topk_encode_with_momentum", &encode_with_momentum, py::arg("g").noconvert(), py::arg("velocity").noconvert(),
-        py::arg("residual").noconvert(), py::arg("momentum"), py::arg("threshold"), py::arg("out").noconvert());
   m.def("topk_decode", &decode, py::arg("payload").noconvert(), py::arg("out").noconvert(), py::arg("add"));
 }
 

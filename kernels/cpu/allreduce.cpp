@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "lepton/mpi_check.hpp"
 #include "lepton/sum.hpp"
 
 namespace lepton {
@@ -22,6 +23,8 @@ constexpr double kLongSleep_s = 0.1;                         // any change in th
 constexpr double kShortSleep_s = 50e-6;                      // about the time of a message
 // Up to this many values on a single node every rank sums all of them itself: one wait less.
 constexpr std::int64_t kSumEverywhere = 16384;
+
+constexpr std::int64_t kLongestMpiSum = std::int64_t{1} << 30;  // MPI counts in int
 
 constexpr std::int64_t kChunksOfShort = 4;
 constexpr std::int64_t kShortestChunk = 32 * 1024;
@@ -78,22 +81,13 @@ AllReduce::AllReduce(std::byte* signals, std::size_t signal_nbytes, float* stagi
     throw std::invalid_argument("the number of owners must lie between 1 and the ranks of the node");
   if (options_.node_ranks.size() != static_cast<std::size_t>(options_.num_ranks))
     throw std::invalid_argument("every rank of the node needs a name");
-  if (options_.background) thread_ = std::thread([this] { run_in_background(); });
-}
-
-AllReduce::~AllReduce() {
-  if (!thread_.joinable()) return;
-  {
-    const std::lock_guard lock(mutex_);
-    stopping_ = true;
-  }
-  work_.notify_all();
-  thread_.join();
+  if (options_.background)
+    background_.begin(signals_, {[this] { return !operations_.empty(); }, [this] { return advance(); },
+                                 [this] { return !peers_.idle(); }});
 }
 
 std::uint64_t AllReduce::start(const Reduction& reduction) {
-  const std::lock_guard lock(mutex_);
-  rethrow();
+  const auto lock = background_.lock();
   std::int64_t longest = 0;
   for (int owner = 0; owner < options_.num_owners; ++owner)
     longest = std::max(longest, slice(reduction.size, options_.num_owners, owner).size());
@@ -105,29 +99,39 @@ std::uint64_t AllReduce::start(const Reduction& reduction) {
   num_chunks_ += chunks;
   advance();
   retire();
-  work_.notify_all();
+  background_.wake();
   return num_started_;
 }
 
+double AllReduce::sum(const Reduction& reduction) {
+  const auto begin = Clock::now();
+  finish(start(reduction));
+  return seconds_since(begin);
+}
+
+double AllReduce::sum_by_mpi(float* values, std::int64_t size, float scale) {
+  const auto begin = Clock::now();
+  for (std::int64_t at = 0; at < size; at += kLongestMpiSum) {
+    const auto n = static_cast<int>(std::min(kLongestMpiSum, size - at));
+    check_mpi(MPI_Allreduce(MPI_IN_PLACE, values + at, n, MPI_FLOAT, MPI_SUM, options_.world), "MPI_Allreduce");
+  }
+  put(values, static_cast<std::size_t>(size), scale, values);
+  return seconds_since(begin);
+}
+
 bool AllReduce::progress() {
-  const std::lock_guard lock(mutex_);
-  rethrow();
+  const auto lock = background_.lock();
   return advance();
 }
 
 bool AllReduce::done(std::uint64_t number) {
-  const std::lock_guard lock(mutex_);
-  rethrow();
+  const auto lock = background_.lock();
   return num_done_ >= number;
 }
 
 std::int64_t AllReduce::sent_nbytes() {
-  const std::lock_guard lock(mutex_);
+  const auto lock = background_.lock();
   return peers_.sent_nbytes();
-}
-
-void AllReduce::rethrow() {
-  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 bool AllReduce::advance() {
@@ -184,7 +188,8 @@ bool AllReduce::advance_alone() {
     const Reduction& r = op.reduction;
     const Extent here = extent(op, next_in_, 0);
     take(r.input, here.lo, static_cast<std::size_t>(here.size()), r.output + here.lo);
-    PeerSlice slice{r.output + here.lo, here.size(), r.codec, r.residual ? r.residual + here.lo : nullptr, true};
+    float* const residual = r.residual != nullptr ? r.residual + here.lo : nullptr;
+    PeerSlice slice{r.output + here.lo, here.size(), r.codec, residual, true, r.share};
     submitted_.push_back({peers_.submit(slice), slice.values, slice.size, r.scale});
     ++next_in_;
     moved = true;
@@ -230,7 +235,7 @@ bool AllReduce::sum() {
     for (int rank = 0; rank < options_.num_ranks; ++rank) sources.push_back(staged(rank, next_sum_) + at);
     if (here.size() > 0) sum_slices(sources, 0, here.size(), out);
     float* const residual = r.residual != nullptr && here.size() > 0 ? r.residual + here.lo : nullptr;
-    PeerSlice slice{out, here.size(), r.codec, residual, true};
+    PeerSlice slice{out, here.size(), r.codec, residual, true, r.share};
     submitted_.push_back({peers_.submit(slice), out, here.size(), r.scale});
   }
   signals_.set(kSummed, static_cast<std::uint32_t>(++next_sum_));
@@ -278,21 +283,16 @@ bool AllReduce::copy_out() {
 
 void AllReduce::finish(std::uint64_t number) {
   if (number > num_started_) throw std::invalid_argument("no reduction of that number was started");
-  ++callers_;
-  const struct Leave {
-    std::atomic<int>& callers;
-    ~Leave() { --callers; }
-  } leave{callers_};
+  const ProgressThread::Caller caller(background_);
   auto last_move = Clock::now();
   for (;;) {
     const std::uint32_t ticket = signals_.ticket();
     bool exchanging = false;
     {
-      const std::lock_guard lock(mutex_);
-      rethrow();
+      const auto lock = background_.lock();
       // MPI moves only while it is called, so while it has something to move the sleep is short.
       exchanging = !peers_.idle();
-      if (num_done_ >= number) break;
+      if (num_done_ >= number) return;
       if (advance()) {
         last_move = Clock::now();
         continue;
@@ -308,7 +308,6 @@ void AllReduce::finish(std::uint64_t number) {
       signals_.sleep(ticket, exchanging ? kShortSleep_s : kLongSleep_s);
     wait_s_ += seconds_since(asleep);
   }
-  work_.notify_all();
 }
 
 std::string AllReduce::absent() const {
@@ -325,27 +324,6 @@ std::string AllReduce::absent() const {
   std::string names;
   for (const int rank : who) names += (names.empty() ? "" : ", ") + std::to_string(rank);
   return "rank(s) " + names;
-}
-
-void AllReduce::run_in_background() {
-  std::unique_lock lock(mutex_);
-  while (!stopping_) {
-    if (operations_.empty() || failure_ || callers_ > 0) {
-      work_.wait_for(lock, std::chrono::milliseconds(20));
-      continue;
-    }
-    const std::uint32_t ticket = signals_.ticket();
-    bool moved = false;
-    try {
-      moved = advance();
-    } catch (...) {
-      failure_ = std::current_exception();
-    }
-    const double sleep_s = peers_.idle() ? kLongSleep_s : kShortSleep_s;
-    lock.unlock();
-    if (!moved) signals_.sleep(ticket, sleep_s);
-    lock.lock();
-  }
 }
 
 }  // namespace lepton

@@ -26,16 +26,18 @@ const CodecTable& table(Codec codec) {
       return kInt4Codec;
     case Codec::sign1:
       return kSign1Codec;
+    case Codec::topk:
+      throw std::invalid_argument("codec 6 (topk) has payloads of no fixed length: use the functions topk_*");
   }
   throw std::invalid_argument(
-      "expected codec 0 (exact), 1 (bf16), 2 (int8), 3 (fp16), 4 (int4) or 5 (sign1), "
+      "expected codec 0 (exact), 1 (bf16), 2 (int8), 3 (fp16), 4 (int4), 5 (sign1) or 6 (topk), "
       "received " +
       std::to_string(static_cast<int>(codec)));
 }
 
 }  // namespace
 
-std::size_t block_values(Codec codec) { return table(codec).block; }
+std::size_t block_values(Codec codec) { return codec == Codec::topk ? 1 : table(codec).block; }
 
 std::size_t encoded_nbytes(Codec codec, std::size_t n) { return table(codec).encoded_nbytes(n); }
 

@@ -33,6 +33,7 @@ Exchange::Exchange(std::vector<float*> grads, std::byte* signal_memory, std::siz
       signals_(signal_memory, signal_nbytes, static_cast<int>(grads_.size()), static_cast<int>(bounds.size()),
                options.rank, options.spin_s),
       peers_(options.rank < options.num_owners ? peers : MPI_COMM_NULL, pipeline()),
+      buckets_(bounds.empty() ? 0 : bounds.size() - 1),
       options_(options) {
   if (bounds.empty() || bounds.front() != 0 || !std::is_sorted(bounds.begin(), bounds.end()))
     throw std::invalid_argument("bucket bounds must start at 0 and grow");
@@ -41,7 +42,6 @@ Exchange::Exchange(std::vector<float*> grads, std::byte* signal_memory, std::siz
   if (options_.num_owners < 1 || options_.num_owners > static_cast<int>(grads_.size()))
     throw std::invalid_argument("the number of owners must lie between 1 and the ranks of the node");
   block_values(options_.codec);  // refuses what is no codec
-  buckets_.resize(bounds.size() - 1);
   for (std::size_t b = 0; b < buckets_.size(); ++b) {
     Bucket& bucket = buckets_[b];
     bucket.whole = {bounds[b], bounds[b + 1]};
@@ -49,6 +49,9 @@ Exchange::Exchange(std::vector<float*> grads, std::byte* signal_memory, std::siz
                                                        : Extent{bucket.whole.hi, bucket.whole.hi};
   }
   next_ = num_buckets() - 1;
+  if (options_.background)
+    background_.begin(signals_,
+                      {[this] { return busy(); }, [this] { return advance(); }, [this] { return !peers_.idle(); }});
 }
 
 PipelineOptions Exchange::pipeline() {
@@ -65,57 +68,84 @@ Extent Exchange::owned(int bucket) const {
 }
 
 void Exchange::start(int index) {
-  Bucket& bucket = buckets_.at(static_cast<std::size_t>(index));
-  if (bucket.state != State::idle)
+  if (buckets_.at(static_cast<std::size_t>(index)).started.exchange(true))
     throw std::logic_error("bucket " + std::to_string(index) + " was started twice in one step");
-  bucket.state = State::started;
   signals_.set(index, step_ + 1);
-  progress();
+  if (background_.runs())
+    background_.wake();
+  else
+    progress();
 }
 
 bool Exchange::progress() {
+  const auto lock = background_.lock();
+  return advance();
+}
+
+bool Exchange::advance() {
   bool moved = peers_.progress();
   for (int b = num_buckets() - 1; b >= 0; --b) moved |= advance(b);
   return moved;
 }
 
 void Exchange::finish() {
+  const ProgressThread::Caller caller(background_);
   for (int b = num_buckets() - 1; b >= 0; --b)
-    if (buckets_[static_cast<std::size_t>(b)].state == State::idle) start(b);
+    if (!buckets_[static_cast<std::size_t>(b)].started) start(b);
   auto last_move = Clock::now();
-  while (!all_done()) {
+  for (;;) {
     const std::uint32_t ticket = signals_.ticket();
-    if (progress()) {
-      last_move = Clock::now();
-      continue;
+    bool exchanging = false;
+    {
+      const auto lock = background_.lock();
+      if (all_done()) return;
+      if (advance()) {
+        last_move = Clock::now();
+        continue;
+      }
+      exchanging = !peers_.idle();
+      give_up_after(seconds_since(last_move));
     }
     const auto asleep = Clock::now();
     // MPI moves only while it is called, so while it has something to move the sleep is short.
-    if (peers_.idle())
+    if (!exchanging)
       signals_.sleep(ticket, kLongSleep_s);
     else if (options_.spin_s > 0)
       ::sched_yield();
     else
       signals_.sleep(ticket, kShortSleep_s);
     wait_s_ += seconds_since(asleep);
-    if (seconds_since(last_move) > options_.timeout_s) {
-      std::string who;
-      for (int b = 0; b < num_buckets() && who.empty(); ++b) who = signals_.missing(b, step_ + 1);
-      throw StallError("the gradient exchange did not move for " +
-                       std::to_string(static_cast<int>(options_.timeout_s)) + " s, waiting for " +
-                       (who.empty() ? absent_nodes() : "data rank(s) " + who + " of this node"));
-    }
   }
 }
 
+void Exchange::give_up_after(double still_s) const {
+  if (still_s <= options_.timeout_s) return;
+  std::string who;
+  for (int b = 0; b < num_buckets() && who.empty(); ++b) who = signals_.missing(b, step_ + 1);
+  throw StallError("the gradient exchange did not move for " + std::to_string(static_cast<int>(options_.timeout_s)) +
+                   " s, waiting for " + (who.empty() ? absent_nodes() : "data rank(s) " + who + " of this node"));
+}
+
 void Exchange::publish() {
-  ++step_;
-  for (Bucket& bucket : buckets_) bucket.state = State::idle;
-  next_ = num_buckets() - 1;
+  {
+    const auto lock = background_.lock();
+    ++step_;
+    for (Bucket& bucket : buckets_) {
+      bucket.state = State::idle;
+      bucket.started = false;
+    }
+    next_ = num_buckets() - 1;
+  }
   signals_.set(num_buckets(), step_);
   const auto asleep = Clock::now();
   signals_.wait(num_buckets(), step_, options_.timeout_s, "the updated weights");
   wait_s_ += seconds_since(asleep);
+}
+
+// Whether a bucket was started that is not done.
+bool Exchange::busy() const {
+  return std::any_of(buckets_.begin(), buckets_.end(),
+                     [](const Bucket& b) { return b.started && b.state != State::done; });
 }
 
 bool Exchange::all_done() const {
@@ -129,19 +159,40 @@ std::string Exchange::absent_nodes() const {
 }
 
 void Exchange::set_codec(Codec codec) {
-  if (std::any_of(buckets_.begin(), buckets_.end(), [](const Bucket& b) { return b.state != State::idle; }))
+  const auto lock = background_.lock();
+  if (std::any_of(buckets_.begin(), buckets_.end(), [](const Bucket& b) { return b.started.load(); }))
     throw std::logic_error("the codec cannot change within a step");
   block_values(codec);
   options_.codec = codec;
 }
 
+void Exchange::set_share(double share) {
+  const auto lock = background_.lock();
+  if (!(share > 0.0 && share <= 1.0)) throw std::invalid_argument("expected a share in (0, 1]");
+  if (std::any_of(buckets_.begin(), buckets_.end(), [](const Bucket& b) { return b.started.load(); }))
+    throw std::logic_error("the share cannot change within a step");
+  options_.share = share;
+}
+
+void Exchange::set_in_node_from(std::int64_t first) {
+  const auto lock = background_.lock();
+  if (std::any_of(buckets_.begin(), buckets_.end(), [](const Bucket& b) { return b.started.load(); }))
+    throw std::logic_error("what stays in the node cannot change within a step");
+  options_.in_node_from = first;
+}
+
+bool Exchange::done(int index) {
+  const auto lock = background_.lock();
+  return buckets_.at(static_cast<std::size_t>(index)).state == State::done;
+}
+
 bool Exchange::advance(int index) {
   Bucket& bucket = buckets_[static_cast<std::size_t>(index)];
   switch (bucket.state) {
-    case State::idle:
     case State::done:
       return false;
-    case State::started:
+    case State::idle:
+      if (!bucket.started) return false;
       if (bucket.slice.size() > 0) {
         if (!signals_.all_reached(index, step_ + 1)) return false;
         sum_in_node(bucket);
@@ -152,6 +203,10 @@ bool Exchange::advance(int index) {
       // All nodes must exchange buckets in one order, so a bucket waits for those behind it.
       if (index != next_) return false;
       --next_;
+      if (bucket.whole.lo >= options_.in_node_from) {
+        bucket.state = State::done;
+        return true;
+      }
       bucket.ticket = peers_.submit(slice(bucket));
       bucket.state = State::exchanging;
       return true;
@@ -170,6 +225,7 @@ PeerSlice Exchange::slice(const Bucket& bucket) const {
   slice.codec = bucket.whole.hi <= options_.exact_until ? Codec::exact : options_.codec;
   if (options_.residual != nullptr) slice.residual = options_.residual + bucket.slice.lo;
   slice.gather = !options_.own_pieces;
+  slice.share = options_.share;
   return slice;
 }
 
@@ -180,6 +236,9 @@ void Exchange::sum_in_node(Bucket& bucket) {
   reduced_values_ += bucket.slice.size();
 }
 
-ExchangeStats Exchange::stats() const { return {peers_.sent_nbytes(), reduced_values_, wait_s_}; }
+ExchangeStats Exchange::stats() {
+  const auto lock = background_.lock();
+  return {peers_.sent_nbytes(), reduced_values_, wait_s_};
+}
 
 }  // namespace lepton

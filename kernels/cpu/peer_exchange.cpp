@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "lepton/mpi_check.hpp"
+#include "lepton/payload.hpp"
 #include "lepton/sum.hpp"
 
 namespace lepton {
@@ -22,12 +23,6 @@ bool test_all(std::vector<MPI_Request>& requests) {
             "MPI_Testall");
   if (complete) requests.clear();
   return complete != 0;
-}
-
-bool test_all(std::vector<std::vector<MPI_Request>>& groups) {
-  bool all = true;
-  for (auto& requests : groups) all &= test_all(requests);
-  return all;
 }
 
 }  // namespace
@@ -55,9 +50,9 @@ PeerExchange::~PeerExchange() {
   int finalized = 1;
   if (MPI_Finalized(&finalized) != MPI_SUCCESS || finalized) return;
   for (Slot& slot : slots_) {
-    for (auto* const groups : {&slot.scattered, &slot.gathered})
-      for (Requests& requests : *groups)
-        for (MPI_Request& request : requests)
+    for (auto* const arrivals : {&slot.scattered, &slot.gathered})
+      for (Arrival& arrival : *arrivals)
+        for (MPI_Request& request : arrival.requests)
           if (request != MPI_REQUEST_NULL && MPI_Cancel(&request) == MPI_SUCCESS) MPI_Request_free(&request);
     // A send cannot be taken back, so its memory stays for as long as the process lives.
     if (!slot.sends.empty()) static_cast<void>(new std::vector<std::byte>(std::move(slot.outgoing)));
@@ -110,7 +105,7 @@ bool PeerExchange::advance(Slot& slot) {
     case State::done:
       return false;
     case State::scattering:
-      if (!test_all(slot.scattered)) return false;
+      if (!all_arrived(slot, slot.scattered, 0)) return false;
       // Exact values are received into the memory they were sent from.
       if (slot.chunk.codec == Codec::exact && !test_all(slot.sends)) return false;
       reduce(slot);
@@ -118,7 +113,7 @@ bool PeerExchange::advance(Slot& slot) {
     case State::gathering: {
       const bool moved = take_gathered(slot);
       const bool all =
-          std::all_of(slot.gathered.begin(), slot.gathered.end(), [](const Requests& r) { return r.empty(); });
+          std::all_of(slot.gathered.begin(), slot.gathered.end(), [](const Arrival& a) { return a.requests.empty(); });
       if (!all || !test_all(slot.sends)) return moved;
       slot.state = State::done;
       return true;
@@ -130,17 +125,23 @@ bool PeerExchange::advance(Slot& slot) {
 PeerExchange::Piece PeerExchange::piece(const PeerSlice& chunk, int peer) const {
   const std::int64_t cut = std::max(static_cast<std::int64_t>(block_values(chunk.codec)), options_.cut_values);
   const Extent extent = part({0, chunk.size}, num_peers_, peer, cut);
-  return {extent.lo, extent.size(), encoded_nbytes(chunk.codec, static_cast<std::size_t>(extent.size()))};
+  return {extent.lo, extent.size(), max_payload_nbytes(chunk.codec, static_cast<std::size_t>(extent.size()))};
 }
 
 int PeerExchange::tag(const Slot& slot, int phase) const {
   return static_cast<int>(slot.sequence % kTagRounds) * 2 + phase;
 }
 
-// Long payloads go as several messages, which MPI keeps in order.
+std::size_t PeerExchange::longest_message() const {
+  return options_.message_nbytes > 0 ? static_cast<std::size_t>(options_.message_nbytes) : INT_MAX;
+}
+
+// Long payloads go as several messages, which MPI keeps in order. Where the receiver does not know how many, one that
+// is shorter than the longest ends the payload, if need be an empty one.
 void PeerExchange::send(Slot& slot, const void* data, std::size_t nbytes, int peer, int phase) {
-  const std::size_t most = options_.message_nbytes > 0 ? static_cast<std::size_t>(options_.message_nbytes) : nbytes;
-  for (std::size_t at = 0; at < nbytes; at += most) {
+  const std::size_t most = longest_message();
+  const std::size_t end = nbytes > 0 && !has_fixed_nbytes(slot.chunk.codec) ? nbytes + 1 : nbytes;
+  for (std::size_t at = 0; at < end; at += most) {
     slot.sends.emplace_back(MPI_REQUEST_NULL);
     check_mpi(MPI_Isend(static_cast<const std::byte*>(data) + at, static_cast<int>(std::min(most, nbytes - at)),
                         MPI_BYTE, peer, tag(slot, phase), peers_, &slot.sends.back()),
@@ -149,14 +150,49 @@ void PeerExchange::send(Slot& slot, const void* data, std::size_t nbytes, int pe
   sent_nbytes_ += static_cast<std::int64_t>(nbytes);
 }
 
-void PeerExchange::receive(const Slot& slot, Requests& requests, void* data, std::size_t nbytes, int peer, int phase) {
-  const std::size_t most = options_.message_nbytes > 0 ? static_cast<std::size_t>(options_.message_nbytes) : nbytes;
-  for (std::size_t at = 0; at < nbytes; at += most) {
-    requests.emplace_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Irecv(static_cast<std::byte*>(data) + at, static_cast<int>(std::min(most, nbytes - at)), MPI_BYTE,
-                        peer, tag(slot, phase), peers_, &requests.back()),
-              "MPI_Irecv");
+// Expects a payload of at most `nbytes` bytes, of exactly as many where the codec fixes them.
+void PeerExchange::receive(const Slot& slot, Arrival& arrival, void* data, std::size_t nbytes, int distance,
+                           int phase) {
+  arrival.data = static_cast<std::byte*>(data);
+  arrival.room = nbytes;
+  arrival.nbytes = 0;
+  if (!has_fixed_nbytes(slot.chunk.codec)) {
+    if (nbytes > 0) receive_next(slot, arrival, distance, phase);
+    return;
   }
+  while (arrival.nbytes < nbytes) {
+    receive_next(slot, arrival, distance, phase);
+    arrival.nbytes += std::min(longest_message(), nbytes - arrival.nbytes);
+  }
+}
+
+void PeerExchange::receive_next(const Slot& slot, Arrival& arrival, int distance, int phase) {
+  const std::size_t nbytes = std::min(longest_message(), arrival.room - arrival.nbytes);
+  arrival.requests.emplace_back(MPI_REQUEST_NULL);
+  check_mpi(MPI_Irecv(arrival.data + arrival.nbytes, static_cast<int>(nbytes), MPI_BYTE, leader(distance),
+                      tag(slot, phase), peers_, &arrival.requests.back()),
+            "MPI_Irecv");
+}
+
+bool PeerExchange::arrived(const Slot& slot, Arrival& arrival, int distance, int phase) {
+  if (has_fixed_nbytes(slot.chunk.codec)) return test_all(arrival.requests);
+  while (!arrival.requests.empty()) {
+    int complete = 0, nbytes = 0;
+    MPI_Status status;
+    check_mpi(MPI_Test(&arrival.requests.back(), &complete, &status), "MPI_Test");
+    if (!complete) return false;
+    check_mpi(MPI_Get_count(&status, MPI_BYTE, &nbytes), "MPI_Get_count");
+    arrival.requests.clear();
+    arrival.nbytes += static_cast<std::size_t>(nbytes);
+    if (static_cast<std::size_t>(nbytes) == longest_message()) receive_next(slot, arrival, distance, phase);
+  }
+  return true;
+}
+
+bool PeerExchange::all_arrived(const Slot& slot, std::vector<Arrival>& arrivals, int phase) {
+  bool all = true;
+  for (int d = 1; d < num_peers_; ++d) all &= arrived(slot, arrivals[static_cast<std::size_t>(d)], d, phase);
+  return all;
 }
 
 void PeerExchange::settle(const PeerSlice& chunk) {
@@ -174,7 +210,7 @@ void PeerExchange::begin(Slot& slot) {
   slot.incoming.resize(std::max(slot.incoming.size(), own_nbytes * static_cast<std::size_t>(num_peers_ - 1)));
   for (int d = 1; d < num_peers_; ++d) {
     receive(slot, slot.scattered[static_cast<std::size_t>(d)],
-            slot.incoming.data() + own_nbytes * static_cast<std::size_t>(d - 1), own_nbytes, leader(d), 0);
+            slot.incoming.data() + own_nbytes * static_cast<std::size_t>(d - 1), own_nbytes, d, 0);
   }
   if (chunk.codec == Codec::exact) settle(chunk);
   if (chunk.codec != Codec::exact) {
@@ -185,7 +221,7 @@ void PeerExchange::begin(Slot& slot) {
     std::byte* in = slot.incoming_reduced.data();
     for (int d = 1; d < num_peers_ && chunk.gather; ++d) {
       const std::size_t nbytes = piece(chunk, leader(d)).nbytes;
-      receive(slot, slot.gathered[static_cast<std::size_t>(d)], in, nbytes, leader(d), 1);
+      receive(slot, slot.gathered[static_cast<std::size_t>(d)], in, nbytes, d, 1);
       in += nbytes;
     }
   }
@@ -205,12 +241,7 @@ void PeerExchange::scatter(Slot& slot) {
       send(slot, chunk.values + theirs.lo, theirs.nbytes, to, 0);
       continue;
     }
-    const auto n = static_cast<std::size_t>(theirs.size);
-    if (chunk.residual != nullptr)
-      encode_with_feedback(chunk.codec, chunk.values + theirs.lo, chunk.residual + theirs.lo, n, out);
-    else
-      encode(chunk.codec, chunk.values + theirs.lo, n, out);
-    send(slot, out, theirs.nbytes, to, 0);
+    send(slot, out, write(chunk, theirs, out), to, 0);
     out += theirs.nbytes;
   }
 }
@@ -219,28 +250,27 @@ void PeerExchange::add_in_peer_order(Slot& slot, const Piece& mine) {
   const auto n = static_cast<std::size_t>(mine.size);
   float* const own = slot.chunk.values + mine.lo;
   const Codec codec = slot.chunk.codec;
-  const auto payload = [&](int p) {
-    const int d = (peer_ - p + num_peers_) % num_peers_;
-    return slot.incoming.data() + mine.nbytes * static_cast<std::size_t>(d - 1);
+  const auto payload = [&](int p) -> const Arrival& {
+    return slot.scattered[static_cast<std::size_t>((peer_ - p + num_peers_) % num_peers_)];
   };
+  const auto add = [&](int p, float* sum) { add_payload(codec, payload(p).data, payload(p).nbytes, n, sum); };
   // An addition of two may be turned around, so the first two peers add straight into their own values.
   if (peer_ <= 1) {
     for (int p = 0; p < num_peers_; ++p)
-      if (p != peer_) decode_add(codec, payload(p), n, own);
+      if (p != peer_) add(p, own);
     return;
   }
   total_.resize(std::max(total_.size(), n));
-  decode(codec, payload(0), n, total_.data());
-  for (int p = 1; p < peer_; ++p) decode_add(codec, payload(p), n, total_.data());
+  read_payload(codec, payload(0).data, payload(0).nbytes, n, total_.data());
+  for (int p = 1; p < peer_; ++p) add(p, total_.data());
   add_to(total_.data(), n, own);  // turned around again: own + (all before it)
-  for (int p = peer_ + 1; p < num_peers_; ++p) decode_add(codec, payload(p), n, own);
+  for (int p = peer_ + 1; p < num_peers_; ++p) add(p, own);
 }
 
 // Phase two: the own piece is summed in peer order, encoded once, and given to all.
 void PeerExchange::reduce(Slot& slot) {
   const PeerSlice& chunk = slot.chunk;
   const Piece mine = piece(chunk, peer_);
-  const auto n = static_cast<std::size_t>(mine.size);
   float* const sum = chunk.values + mine.lo;
   add_in_peer_order(slot, mine);
   slot.state = State::gathering;
@@ -250,21 +280,26 @@ void PeerExchange::reduce(Slot& slot) {
     return;
   }
   const void* payload = sum;
+  std::size_t nbytes = mine.nbytes;
   if (chunk.codec == Codec::exact) {
     for (int d = 1; d < num_peers_; ++d) {
       const Piece theirs = piece(chunk, leader(d));
-      receive(slot, slot.gathered[static_cast<std::size_t>(d)], chunk.values + theirs.lo, theirs.nbytes, leader(d), 1);
+      receive(slot, slot.gathered[static_cast<std::size_t>(d)], chunk.values + theirs.lo, theirs.nbytes, d, 1);
     }
   } else {
     std::byte* const out = slot.outgoing.data() + (slot.outgoing.size() - mine.nbytes);
-    if (chunk.residual != nullptr)
-      encode_with_feedback(chunk.codec, sum, chunk.residual + mine.lo, n, out);
-    else
-      encode(chunk.codec, sum, n, out);
+    nbytes = write(chunk, mine, out);
     payload = out;
   }
-  for (int d = 1; d < num_peers_; ++d) send(slot, payload, mine.nbytes, follower(d), 1);
-  if (chunk.codec != Codec::exact) decode(chunk.codec, static_cast<const std::byte*>(payload), n, sum);
+  for (int d = 1; d < num_peers_; ++d) send(slot, payload, nbytes, follower(d), 1);
+  if (chunk.codec != Codec::exact)
+    read_payload(chunk.codec, static_cast<const std::byte*>(payload), nbytes, static_cast<std::size_t>(mine.size), sum);
+}
+
+std::size_t PeerExchange::write(const PeerSlice& chunk, const Piece& piece, std::byte* out) {
+  float* const residual = chunk.residual != nullptr ? chunk.residual + piece.lo : nullptr;
+  return write_payload(chunk.codec, chunk.share, chunk.values + piece.lo, residual,
+                       static_cast<std::size_t>(piece.size), out);
 }
 
 Extent PeerExchange::own_piece(std::int64_t size, Codec codec) const {
@@ -277,17 +312,16 @@ Extent PeerExchange::own_piece(std::int64_t size, Codec codec) const {
 
 // Decodes what has arrived whole of the second phase.
 bool PeerExchange::take_gathered(Slot& slot) {
-  if (slot.chunk.codec == Codec::exact) return test_all(slot.gathered);
+  if (slot.chunk.codec == Codec::exact) return all_arrived(slot, slot.gathered, 1);
   bool moved = false;
-  const std::byte* in = slot.incoming_reduced.data();
   for (int d = 1; d < num_peers_; ++d) {
     const Piece theirs = piece(slot.chunk, leader(d));
-    Requests& requests = slot.gathered[static_cast<std::size_t>(d)];
-    if (!requests.empty() && test_all(requests)) {
-      decode(slot.chunk.codec, in, static_cast<std::size_t>(theirs.size), slot.chunk.values + theirs.lo);
+    Arrival& arrival = slot.gathered[static_cast<std::size_t>(d)];
+    if (!arrival.requests.empty() && arrived(slot, arrival, d, 1)) {
+      read_payload(slot.chunk.codec, arrival.data, arrival.nbytes, static_cast<std::size_t>(theirs.size),
+                   slot.chunk.values + theirs.lo);
       moved = true;
     }
-    in += theirs.nbytes;
   }
   return moved;
 }
@@ -296,9 +330,9 @@ std::vector<int> PeerExchange::missing() const {
   std::vector<int> peers;
   if (completed_ == admitted_) return peers;
   const Slot& slot = slots_[completed_ % slots_.size()];
-  const auto& groups = slot.state == State::scattering ? slot.scattered : slot.gathered;
+  const auto& arrivals = slot.state == State::scattering ? slot.scattered : slot.gathered;
   for (int d = 1; d < num_peers_; ++d)
-    if (!groups[static_cast<std::size_t>(d)].empty()) peers.push_back(leader(d));
+    if (!arrivals[static_cast<std::size_t>(d)].requests.empty()) peers.push_back(leader(d));
   std::sort(peers.begin(), peers.end());
   return peers;
 }

@@ -86,9 +86,9 @@ bool Signals::all_reached(int counter, std::uint32_t value) const {
 
 std::uint32_t Signals::ticket() const { return header_->event.load(std::memory_order_seq_cst); }
 
-void Signals::sleep(std::uint32_t ticket, double at_most_s) const {
+void Signals::sleep(std::uint32_t ticket, double at_most_s, double spin_s) const {
   const auto start = Clock::now();
-  while (spin_s_ > 0 && seconds_since(start) < spin_s_) {
+  while (spin_s > 0 && seconds_since(start) < spin_s) {
     if (header_->event.load(std::memory_order_acquire) != ticket) return;
   }
 #ifdef __linux__

@@ -22,14 +22,14 @@ LEPTON_INLINE void take_off(float& residual, float value) {
   residual = (bits_of(rest) & kMagnitudeBits) < kInfinityBits ? rest : residual;
 }
 
-// Where x comes from: an array; gradient and residual; or those and a velocity. `at` gives a value, `keep` stores what
+// Where x comes from: an array, gradient and residual, or a residual alone. `at` gives a value, `keep` stores what
 // becomes of it, and `sent` takes off what the payload holds of it.
 struct Values {
   const float* x;
   LEPTON_INLINE float at(std::size_t i) const { return x[i]; }
   LEPTON_INLINE void keep(std::size_t, std::size_t) const {}
   LEPTON_INLINE float kept(std::size_t i) const { return x[i]; }
-  LEPTON_INLINE void sent(std::size_t, float, bool) const {}
+  LEPTON_INLINE void sent(std::size_t, float) const {}
 };
 
 struct Feedback {
@@ -40,7 +40,7 @@ struct Feedback {
     for (std::size_t i = start; i < start + count; ++i) residual[i] = at(i);
   }
   LEPTON_INLINE float kept(std::size_t i) const { return residual[i]; }
-  LEPTON_INLINE void sent(std::size_t i, float value, bool) const { take_off(residual[i], value); }
+  LEPTON_INLINE void sent(std::size_t i, float value) const { take_off(residual[i], value); }
 };
 
 struct Pending {
@@ -48,28 +48,7 @@ struct Pending {
   LEPTON_INLINE float at(std::size_t i) const { return residual[i]; }
   LEPTON_INLINE void keep(std::size_t, std::size_t) const {}
   LEPTON_INLINE float kept(std::size_t i) const { return residual[i]; }
-  LEPTON_INLINE void sent(std::size_t i, float value, bool) const { take_off(residual[i], value); }
-};
-
-struct Momentum {
-  const float* g;
-  float* velocity;
-  float* residual;
-  float momentum;
-  LEPTON_INLINE float next_velocity(std::size_t i) const { return momentum * velocity[i] + g[i]; }
-  LEPTON_INLINE float at(std::size_t i) const { return residual[i] + next_velocity(i); }
-  LEPTON_INLINE void keep(std::size_t start, std::size_t count) const {
-    for (std::size_t i = start; i < start + count; ++i) {
-      const float v = next_velocity(i);
-      velocity[i] = v;
-      residual[i] += v;
-    }
-  }
-  LEPTON_INLINE float kept(std::size_t i) const { return residual[i]; }
-  LEPTON_INLINE void sent(std::size_t i, float value, bool sparse) const {
-    take_off(residual[i], value);
-    velocity[i] = sparse ? 0.0f : velocity[i];
-  }
+  LEPTON_INLINE void sent(std::size_t i, float value) const { take_off(residual[i], value); }
 };
 
 template <class Source>
@@ -103,10 +82,6 @@ LEPTON_SIMD void plan(const Feedback& source, std::size_t n, std::int32_t thresh
 LEPTON_SIMD void plan(const Pending& source, std::size_t n, std::int32_t threshold, Plan* plans) {
   plan_blocks(source, n, threshold, plans);
 }
-LEPTON_SIMD void plan(const Momentum& source, std::size_t n, std::int32_t threshold, Plan* plans) {
-  plan_blocks(source, n, threshold, plans);
-}
-
 // Bit i says whether x[i] reaches the threshold.
 LEPTON_SIMD std::uint32_t reaching_of_32(const float* x, std::int32_t threshold) {
   std::uint32_t reaching = 0;
@@ -132,7 +107,7 @@ std::byte* write_sparse_block(const Source& source, std::size_t start, std::size
     store(values, code);
     indices += 2;
     values += 2;
-    source.sent(start + i, topk_value(code, s.scale), true);
+    source.sent(start + i, topk_value(code, s.scale));
   };
   if (plan.count == 0) return end;
   const std::size_t num_whole = length - length % 32;
@@ -164,7 +139,7 @@ void write_dense(const Source& source, std::size_t n, const std::vector<Plan>& p
     for (std::size_t i = start; i < start + length; ++i) {
       const std::uint16_t code = fp16_bits(bits_of(source.kept(i) * s.codes_per_unit));
       store(codes + 2 * i, code);
-      source.sent(i, topk_value(code, s.scale), false);
+      source.sent(i, topk_value(code, s.scale));
     }
   }
 }
@@ -191,6 +166,12 @@ TopkResult encode_source(const Source& source, std::size_t n, float threshold, s
   return {sparse_nbytes, total};
 }
 
+// Large enough that the share of what is sent differs from the wanted one by some percent, at 1%.
+constexpr std::size_t kMostSampled = 16384;
+
+// Odd, so that a sample meets all columns of most matrices.
+std::size_t sample_stride(std::size_t n) { return n <= kMostSampled ? 1 : ((n + kMostSampled - 1) / kMostSampled) | 1; }
+
 }  // namespace
 
 std::size_t topk_max_nbytes(std::size_t n) {
@@ -214,6 +195,16 @@ float topk_threshold(const float* x, std::size_t n, double share) {
   return float_of(std::max(1u, static_cast<unsigned int>(bin) << kDropped));
 }
 
+float topk_sampled_threshold(const float* x, const float* residual, std::size_t n, double share) {
+  const std::size_t stride = sample_stride(n);
+  std::vector<float> sample((n + stride - 1) / stride);
+  for (std::size_t i = 0; i < sample.size(); ++i) {
+    const float value = x == nullptr ? 0.0f : x[i * stride];
+    sample[i] = residual == nullptr ? value : value + residual[i * stride];
+  }
+  return topk_threshold(sample.data(), sample.size(), share);
+}
+
 TopkResult topk_encode(const float* x, std::size_t n, float threshold, std::byte* out) {
   return encode_source(Values{x}, n, threshold, out);
 }
@@ -221,11 +212,6 @@ TopkResult topk_encode(const float* x, std::size_t n, float threshold, std::byte
 TopkResult topk_encode_with_feedback(const float* g, float* residual, std::size_t n, float threshold, std::byte* out) {
   if (g == nullptr) return encode_source(Pending{residual}, n, threshold, out);
   return encode_source(Feedback{g, residual}, n, threshold, out);
-}
-
-TopkResult topk_encode_with_momentum(const float* g, float* velocity, float* residual, std::size_t n, float momentum,
-                                     float threshold, std::byte* out) {
-  return encode_source(Momentum{g, velocity, residual, momentum}, n, threshold, out);
 }
 
 }  // namespace lepton

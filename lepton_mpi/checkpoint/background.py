@@ -49,23 +49,20 @@ class BackgroundWriter:
         memory: the shared memory, uint8 [nbytes].
 
     Raises:
-        CheckpointError: there is no memory, or no process can be started.
+        CheckpointError: there is no address space, or no process can be started.
     """
 
     def __init__(self, nbytes: int, write: Sequence[Extent], check: Sequence[Extent]) -> None:
+        self._nbytes = max(nbytes, 1)
+        self._descriptor = -1
         try:
-            descriptor = os.memfd_create("lepton-checkpoint")
-            try:
-                os.posix_fallocate(descriptor, 0, max(nbytes, 1))  # now, rather than by a fault in the middle of a copy
-                self._shared = mmap.mmap(descriptor, max(nbytes, 1))
-                self._process = _start(descriptor, max(nbytes, 1))
-            finally:
-                os.close(descriptor)
+            self._descriptor = os.memfd_create("lepton-checkpoint")
+            os.ftruncate(self._descriptor, self._nbytes)
+            self._shared = mmap.mmap(self._descriptor, self._nbytes)
+            self._process = _start(self._descriptor, self._nbytes)
         except OSError as error:
-            raise CheckpointError(
-                f"cannot set up a process that writes checkpoints, with {nbytes / 2**20:.0f} MiB of memory: {error}; free memory, "
-                "or set checkpoint.asynchronous = false"
-            ) from error
+            self._close_descriptor()
+            raise self._setup_error(error) from error
         self.memory: NDArray[np.uint8] = np.frombuffer(self._shared, np.uint8)
         self._received = b""
         self._failure = ""
@@ -80,6 +77,22 @@ class BackgroundWriter:
     def is_alive(self) -> bool:
         """Whether the process can be given work."""
         return self._process.poll() is None and not self._failure
+
+    def reserve(self) -> None:
+        """Have the system give all of the memory now, rather than by faults in the middle of a copy, which nobody can report.
+
+        At the first call it clears the memory, which takes a while; further calls do nothing.
+
+        Raises:
+            CheckpointError: there is not so much.
+        """
+        if self._descriptor < 0:
+            return
+        try:
+            os.posix_fallocate(self._descriptor, 0, self._nbytes)
+        except OSError as error:
+            raise self._setup_error(error) from error
+        self._close_descriptor()
 
     def write(self, file: Path) -> None:
         """Have the memory written at its places in a file and forced to the disk."""
@@ -136,6 +149,7 @@ class BackgroundWriter:
 
     def close(self) -> None:
         """End the process, whatever it does, and free the memory. May be called twice."""
+        self._close_descriptor()
         self._failure = self._failure or "it was ended"
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
@@ -149,13 +163,24 @@ class BackgroundWriter:
         except subprocess.TimeoutExpired:
             return
 
+    def _setup_error(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"cannot set up a process that writes checkpoints, with {self._nbytes / 2**20:.0f} MiB of memory: {error}; "
+            "free memory, or set checkpoint.asynchronous = false"
+        )
+
+    def _close_descriptor(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
     def _send(self, command: dict[str, Any]) -> None:
         """Give the process work; if it is dead, `answer` says so."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:
+        except (OSError, ValueError):  # it is dead, or was ended meanwhile
             self._failure = self._failure or f"the process {self.process_id} that writes checkpoints {self._describe_end()}"
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import select_block
-from lepton_mpi.checkpoint.layout import Extent, TensorInfo
+from lepton_mpi.checkpoint.layout import Extent, TensorInfo, digest, file_runs
+from lepton_mpi.checkpoint.own_cores import map_on_own_cores
 from lepton_mpi.checkpoint.plan import WritePlan
 from lepton_mpi.checkpoint.space import start_sync
 from lepton_mpi.checkpoint.storage import DEFAULT_STORAGE, Storage
+from lepton_mpi.checkpoint.write_process import PIECE_NBYTES, crc32, write_fully
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
@@ -85,78 +86,104 @@ def ompio_corrupts(vendor: str, version: tuple[int, int, int]) -> bool:
     return vendor == "Open MPI" and version < (5, 0, 6) and not (4, 1, 7) <= version < (5, 0, 0)
 
 
-def write_direct(file: Path, plan: WritePlan, offsets: Mapping[str, int]) -> None:
+def write_direct(file: Path, plan: WritePlan, offsets: Mapping[str, int]) -> list[int]:
     """Write this rank's extents at their byte offsets in the file.
 
-    Local; no two ranks write the same byte.
+    Local; no two ranks write the same byte. Each piece is digested just before it is written, while it is in the cache.
 
     Args:
         file: the data file, created beforehand.
         plan: what to write.
         offsets: byte offset of each tensor in the file.
 
+    Returns:
+        The CRC-32 of each extent, taken of the source memory.
+
     Raises:
         OSError: the file cannot be written.
     """
     descriptor = os.open(file, os.O_WRONLY)
+
+    def write(extent: Extent) -> int:
+        found, start = 0, offsets[extent.path]
+        for position, run in _runs(extent, plan.tensors[extent.path]):
+            for first in range(0, len(run), PIECE_NBYTES):
+                piece = run[first : first + PIECE_NBYTES]
+                found = crc32(piece, found)
+                write_fully(descriptor, piece, start + position + first)
+        start_sync(descriptor)  # the disk works while the next extents come
+        return found
+
     try:
-        for extent in plan.extents:
-            for position, run in _runs(extent, plan.tensors[extent.path]):
-                _write_fully(descriptor, run, offsets[extent.path] + position)
-            start_sync(descriptor)  # the disk works while the next extents come
+        return map_on_own_cores(write, plan.extents)
     finally:
         os.close(descriptor)
 
 
 @collective("comm")
-def write_mpio(comm: MPI.Intracomm, file: Path, plan: WritePlan, storage: Storage = DEFAULT_STORAGE) -> None:
-    """Write all ranks' extents with collective MPI-IO.
+def write_mpio(comm: MPI.Intracomm, file: Path, plan: WritePlan, storage: Storage = DEFAULT_STORAGE) -> list[int]:
+    """Write all ranks' extents with MPI-IO.
 
-    Collective over comm. Every rank makes the same number of collective writes, empty ones included
-    and after an error too, since a rank that leaves early would hang the others.
+    Collective over comm. Large contiguous extents each rank writes on its own. For the others every rank makes the same number
+    of collective writes, empty ones included and after an error too, since a rank that leaves early would hang the others.
+
+    Returns:
+        The CRC-32 of each of this rank's extents, taken of the source memory.
 
     Raises:
         CheckpointError: writing failed on some rank.
     """
-    with failing_together(comm, f"open {file}"):
-        os.close(os.open(file, os.O_RDWR))  # a rank that cannot see the file must say so before the collective open
-    info = storage.make_info()
-    with failing_together(comm, f"write {file}"):
-        data = h5py.File(file, "r+", driver="mpio", comm=comm, info=info, libver=("v110", "v110"), locking=False)
-    info.Free()
-    try:
+    with contextlib.ExitStack() as stack:
+        with failing_together(comm, f"open {file}"):
+            digests = map_on_own_cores(digest, [extent.array for extent in plan.extents])
+            descriptor = os.open(file, os.O_RDWR)  # a rank that cannot see the file must say so before the collective open
+            stack.callback(os.close, descriptor)
+        info = storage.make_info()
+        stack.callback(info.Free)
         with failing_together(comm, f"write {file}"):
-            _write_rounds(data, plan)
-    except CheckpointError:
-        # After a failed write HDF5 1.10.8 hangs in a close without a flush; after a good one the close and fsync do.
-        with contextlib.suppress(OSError, RuntimeError):
-            data.flush()
-        raise
-    finally:
-        with failing_together(comm, f"close {file}"):
-            data.close()
+            data = h5py.File(file, "r+", driver="mpio", comm=comm, info=info, libver=("v110", "v110"), locking=False)
+        try:
+            with failing_together(comm, f"write {file}"):
+                _write_rounds(data, plan, descriptor)
+        except CheckpointError:
+            # After a failed write HDF5 1.10.8 hangs in a close without a flush; after a good one the close and fsync do.
+            with contextlib.suppress(OSError, RuntimeError):
+                data.flush()
+            raise
+        finally:
+            with failing_together(comm, f"close {file}"):
+                data.close()
+    return digests
 
 
-def _write_rounds(data: h5py.File, plan: WritePlan) -> None:
-    """Take part in all collective writes, then raise what went wrong first."""
-    transfer = h5p.create(h5p.DATASET_XFER)
+def _write_rounds(data: h5py.File, plan: WritePlan, descriptor: int) -> None:
+    """Write what this rank writes on its own, take part in all collective writes, then raise what went wrong first.
+
+    The descriptor is of the same file.
+    """
+    transfer, alone = h5p.create(h5p.DATASET_XFER), h5p.create(h5p.DATASET_XFER)
     transfer.set_dxpl_mpio(h5py.h5fd.MPIO_COLLECTIVE)
+    alone.set_dxpl_mpio(h5py.h5fd.MPIO_INDEPENDENT)
     pending: dict[str, list[Extent]] = {path: [] for path in plan.tensors}
     for extent in plan.extents:
         pending[extent.path].append(extent)
     error: Exception | None = None
     for path, extents in pending.items():
         dataset = data[path].id
+        for extent in extents if not plan.num_rounds[path] and error is None else ():
+            error = error or _write_round(dataset, plan.tensors[path], extent, alone)
         for i in range(plan.num_rounds[path]):
             mine = extents[i] if i < len(extents) and error is None else None
             raised = _write_round(dataset, plan.tensors[path], mine, transfer)
             error = error or raised
+        if extents and not error:
+            start_sync(descriptor)  # the disk works while the next extents come
     if error is not None:
         raise error
 
 
 def _write_round(dataset: h5d.DatasetID, info: TensorInfo, extent: Extent | None, transfer: h5p.PropDXID) -> Exception | None:
-    """Take part in one collective write, with nothing if need be, and return, not raise, what went wrong."""
+    """Write one extent; take part in one collective write, with nothing if need be. Return, not raise, what went wrong."""
     error: Exception | None = None
     selection = None
     if extent is not None:
@@ -186,37 +213,9 @@ def _select_nothing(dataset: h5d.DatasetID, info: TensorInfo) -> tuple[h5s.Space
     return memory, space, np.zeros(1, info.dtype)
 
 
-def file_runs(starts: Sequence[int], shape: Sequence[int], info: TensorInfo) -> tuple[int, int, list[tuple[int, int]]]:
-    """Return where the elements of a block lie in their tensor.
-
-    Local.
-
-    Returns:
-        Byte position of the first; bytes of a run of them that is contiguous in the file; and `(count, stride)` of the dims
-        over which such runs repeat, outermost first, strides in bytes.
-    """
-    whole = info.shape
-    inner = len(shape)  # dims from `inner` on are complete, so a run spans them and a range of the dim before
-    while inner and shape[inner - 1] == whole[inner - 1]:
-        inner -= 1
-    outer = max(inner - 1, 0)
-    strides = [math.prod(whole[dim + 1 :]) * info.dtype.itemsize for dim in range(len(whole))]
-    first = sum(start * stride for start, stride in zip(starts, strides, strict=True))
-    return first, math.prod(shape[outer:]) * info.dtype.itemsize, list(zip(shape[:outer], strides[:outer], strict=True))
-
-
 def _runs(extent: Extent, info: TensorInfo) -> Iterator[tuple[int, memoryview]]:
     """Yield `(byte position in the tensor, bytes)` of the pieces of an extent that are contiguous in the file."""
     first, run_nbytes, dims = file_runs(extent.starts, extent.array.shape, info)
     data = np.ascontiguousarray(extent.array).reshape(-1).view(np.uint8).data
     for i, steps in enumerate(itertools.product(*(range(0, count * stride, stride) for count, stride in dims))):
         yield first + sum(steps), data[i * run_nbytes : (i + 1) * run_nbytes]
-
-
-def _write_fully(descriptor: int, data: memoryview, position: int) -> None:
-    """Write all bytes; Linux writes at most 2 GiB a call, and any write may be short (Python itself repeats after a signal)."""
-    while data:
-        written = os.pwrite(descriptor, data, position)
-        if written == 0:
-            raise OSError(f"pwrite took none of {len(data)} bytes at offset {position}")
-        data, position = data[written:], position + written

@@ -33,7 +33,7 @@ def failing_together(comm: MPI.Intracomm, task: str) -> Iterator[None]:
     raise_together(comm, error)
 
 
-def as_checkpoint_error(error: Exception, task: str) -> LeptonError:
+def as_checkpoint_error(error: BaseException, task: str) -> LeptonError:
     """Return a LeptonError unchanged and any other error as a CheckpointError that says what failed. Local."""
     if isinstance(error, LeptonError):
         return error

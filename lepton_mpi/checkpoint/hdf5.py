@@ -10,7 +10,7 @@ from typing import Any, final
 
 import h5py
 import numpy as np
-from h5py import h5d, h5p, h5s, h5t
+from h5py import h5a, h5d, h5p, h5s, h5t
 from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.layout import (
@@ -57,13 +57,11 @@ def create_data_file(
         CheckpointError: an attribute cannot be stored.
         OSError: the file cannot be created.
     """
-    # st_blksize is the I/O size the file system asks for: a page on local disks, megabytes on parallel ones.
-    interval = storage.alignment or min(max(os.stat(file.parent).st_blksize, _MIN_ALIGNMENT_NBYTES), _MAX_ALIGNMENT_NBYTES)
-    if storage.hints:
-        _create_hinted(file, storage)
+    interval = alignment_interval(file.parent, storage)
+    make_empty(file, storage)
     with h5py.File(
         file,
-        "w" if storage.hints else "x",  # "w" empties the file just made and keeps its stripes
+        "w",  # the file just made, which keeps its stripes
         libver=("v110", "v110"),
         locking=False,
         alignment_threshold=4 * interval,
@@ -71,7 +69,7 @@ def create_data_file(
     ) as data:
         meta = data.create_group(META_GROUP)
         for name, value in attributes.items():
-            _write_attribute(meta, name, value)
+            write_attribute(meta, name, value)
         paths = np.array([path.encode() for path in tensors], dtype=f"S{max(map(len, tensors), default=1)}")
         for path, array in ((TENSOR_INDEX, paths), (EXTENT_TABLE, table)):
             dataset = _allocate(data, path, array.shape, array.dtype)
@@ -82,8 +80,21 @@ def create_data_file(
         return {**offsets, EXTENT_TABLE: data[EXTENT_TABLE].id.get_offset()} if table.size else offsets
 
 
-def _create_hinted(file: Path, storage: Storage) -> None:
-    """Make an empty file through MPI-IO, since stripes are chosen when a file is made and never again."""
+def alignment_interval(folder: Path, storage: Storage) -> int:
+    """Return the multiples of bytes at which large datasets of a file in a folder begin. Local."""
+    # st_blksize is the I/O size the file system asks for: a page on local disks, megabytes on parallel ones.
+    return storage.alignment or min(max(os.stat(folder).st_blksize, _MIN_ALIGNMENT_NBYTES), _MAX_ALIGNMENT_NBYTES)
+
+
+def make_empty(file: Path, storage: Storage) -> None:
+    """Make an empty file; with hints through MPI-IO, since stripes are chosen when a file is made and never again. Local.
+
+    Raises:
+        OSError: there is one of that name, or the file system refused.
+    """
+    if not storage.hints:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        return
     info = storage.make_info()
     try:
         MPI.File.Open(MPI.COMM_SELF, str(file), MPI.MODE_CREATE | MPI.MODE_EXCL | MPI.MODE_WRONLY, info).Close()
@@ -103,19 +114,35 @@ def select_block(dataset: h5d.DatasetID, starts: Sequence[int], shape: Sequence[
     return space
 
 
-def _write_attribute(meta: h5py.Group, name: str, value: AttributeValue) -> None:
-    """Write a scalar attribute; text as fixed-length UTF-8."""
+def encode_attribute(name: str, value: AttributeValue) -> NDArray[Any]:
+    """Return an attribute as the scalar that a file holds; text as fixed-length UTF-8. Local.
+
+    Raises:
+        CheckpointError: it cannot be stored.
+    """
     if isinstance(value, str) and "\0" not in value:
         encoded = value.encode()
-        meta.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
-    elif isinstance(value, int) and -(2**63) <= value < 2**63:
-        meta.attrs.create(name, int(value), dtype=np.int64)
-    elif isinstance(value, float):
-        meta.attrs.create(name, value, dtype=np.float64)
+        return np.array(encoded, h5py.string_dtype("utf-8", max(1, len(encoded))))
+    if isinstance(value, int) and -(2**63) <= value < 2**63:
+        return np.array(int(value), np.int64)
+    if isinstance(value, float):
+        return np.array(value, np.float64)
+    raise CheckpointError(
+        f"attribute {name!r}: {value!r} of type {type(value).__name__} cannot be stored; expected str, 64-bit int or float"
+    )
+
+
+def write_attribute(meta: h5py.Group, name: str, value: AttributeValue) -> None:
+    """Write a scalar attribute; one that is there must be of the same type and length. Local.
+
+    Raises:
+        CheckpointError: it cannot be stored.
+    """
+    array = encode_attribute(name, value)
+    if name in meta.attrs:
+        h5a.open(meta.id, name.encode()).write(array)
     else:
-        raise CheckpointError(
-            f"attribute {name!r}: {value!r} of type {type(value).__name__} cannot be stored; expected str, 64-bit int or float"
-        )
+        meta.attrs.create(name, array, dtype=array.dtype)
 
 
 def _allocate(data: h5py.File, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5d.DatasetID:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.checkpoint.drivers import file_runs
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import DataFile
-from lepton_mpi.checkpoint.layout import DATA_FILE, describe_block
+from lepton_mpi.checkpoint.layout import DATA_FILE, describe_block, file_runs
 from lepton_mpi.checkpoint.manifest import Manifest, check_frame, frame_ranges, read_manifest
 from lepton_mpi.checkpoint.own_cores import map_on_own_cores
 from lepton_mpi.checkpoint.plan import check_coverage
+from lepton_mpi.checkpoint.write_process import crc32
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
@@ -74,31 +73,6 @@ def find_damage(comm: MPI.Intracomm, path: Path) -> list[str]:
     return [text for texts in comm.allgather(mine) for text in texts]
 
 
-@collective("comm")
-def read_back(comm: MPI.Intracomm, file: Path) -> None:
-    """Check a data file just written: each rank verifies the extents of the rank before it.
-
-    Collective over comm. A writer's own cache would show it what it meant to write, so a neighbour
-    looks: the one defence against MPI-IO that loses data (open-mpi/ompi issue 12718).
-
-    Raises:
-        CheckpointError: an extent differs from its writer's memory.
-    """
-    with failing_together(comm, f"read back {file}"), DataFile(file) as data:
-        paths, table = data.extent_table()
-        verify_extents(data, paths, table[(table["writer"] + 1) % comm.size == comm.rank])
-
-
-def verify_extents(data: DataFile, paths: list[str], rows: NDArray[np.void]) -> None:
-    """Compare some extents with their digests. Local.
-
-    Raises:
-        CheckpointError: names the first extent that differs.
-    """
-    for text in _damaged_extents(data, paths, rows):
-        raise CheckpointError(f"{text}; use an older checkpoint")
-
-
 def _check_completeness(data: DataFile, table: NDArray[np.void], manifest: Manifest) -> None:
     """Refuse digests that leave out any byte of the file."""
     found, expected = (len(data.tensors), len(table)), (manifest.num_tensors, manifest.num_extents)
@@ -146,7 +120,7 @@ def _digest_block(descriptor: int, data: DataFile, offset: int, path: str, start
                 raise CheckpointError(f"{data.file}: tensor {path} cannot be read: {error.strerror}") from error
             if count == 0:
                 raise CheckpointError(f"{data.file}: ends at byte {position}, within tensor {path}; use an older checkpoint")
-            crc = zlib.crc32(buffer[:count], crc)
+            crc = crc32(buffer[:count], crc)
             position, left = position + count, left - count
     return crc
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_mpi.checkpoint.write_process import crc32
 from lepton_mpi.errors import CheckpointError
 
 FORMAT_MAJOR = 1  # readers refuse another one
@@ -91,14 +91,10 @@ class TensorSlice:
                 f"does not lie in the global shape {self.global_shape}"
             )
 
-    def extents(self, digested: bool = True) -> Iterator[Extent]:
-        """Cut the block into extents of at most `EXTENT_NBYTES`; none for an empty block. Local.
-
-        Args:
-            digested: take their digests now; else those are 0.
-        """
+    def extents(self) -> Iterator[Extent]:
+        """Cut the block into extents of at most `EXTENT_NBYTES`; none for an empty block. Local."""
         for starts, array in _cut(self.starts, self.array):
-            yield Extent(self.path, starts, array, digest(array) if digested else 0)
+            yield Extent(self.path, starts, array)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,12 +104,11 @@ class Extent:
     path: str
     starts: tuple[int, ...]
     array: NDArray[Any]
-    digest: int
 
 
 def digest(array: NDArray[Any]) -> int:
     """Return the CRC-32 (ISO-HDLC, as in zlib) of an array's elements in C order. Local."""
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def block_fits(starts: Sequence[int], shape: Sequence[int], whole: Sequence[int]) -> bool:
@@ -121,6 +116,25 @@ def block_fits(starts: Sequence[int], shape: Sequence[int], whole: Sequence[int]
     return len(starts) == len(shape) == len(whole) and all(
         min(start, length) >= 0 and start + length <= limit for start, length, limit in zip(starts, shape, whole, strict=True)
     )
+
+
+def file_runs(starts: Sequence[int], shape: Sequence[int], info: TensorInfo) -> tuple[int, int, list[tuple[int, int]]]:
+    """Return where the elements of a block lie in their tensor.
+
+    Local.
+
+    Returns:
+        Byte position of the first; bytes of a run of them that is contiguous in the file; and `(count, stride)` of the dims
+        over which such runs repeat, outermost first, strides in bytes.
+    """
+    whole = info.shape
+    inner = len(shape)  # dims from `inner` on are complete, so a run spans them and a range of the dim before
+    while inner and shape[inner - 1] == whole[inner - 1]:
+        inner -= 1
+    outer = max(inner - 1, 0)
+    strides = [math.prod(whole[dim + 1 :]) * info.dtype.itemsize for dim in range(len(whole))]
+    first = sum(start * stride for start, stride in zip(starts, strides, strict=True))
+    return first, math.prod(shape[outer:]) * info.dtype.itemsize, list(zip(shape[:outer], strides[:outer], strict=True))
 
 
 def cut_run(shape: Sequence[int], start: int, stop: int) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

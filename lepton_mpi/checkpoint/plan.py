@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.failure import failing_together
-from lepton_mpi.checkpoint.layout import Extent, TensorInfo, TensorSlice, describe_block, digest
-from lepton_mpi.checkpoint.own_cores import map_on_own_cores
+from lepton_mpi.checkpoint.layout import Extent, TensorInfo, TensorSlice, describe_block, file_runs
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
+
+# Runs of so many bytes a file system takes as well one by one as joined by MPI-IO, which sends them between ranks first.
+LARGE_NBYTES = 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,9 +27,10 @@ class WritePlan:
 
     Attributes:
         tensors: every logical tensor, sorted by path; the same on all ranks.
-        num_rounds: collective writes of each tensor, which is the largest number of extents a rank has of it.
-        extents: what this rank writes.
-        table: every rank's extents, for `/integrity/extents`; on rank 0 only, empty elsewhere.
+        num_rounds: collective writes of each tensor, which is the largest number of extents a rank has of it; 0 where every
+            extent is so large and contiguous that ranks need not join theirs.
+        extents: what this rank writes, as the table has it.
+        table: every rank's extents, for `/integrity/extents`, their digests still 0; on rank 0 only, empty elsewhere.
     """
 
     tensors: dict[str, TensorInfo]
@@ -37,29 +40,27 @@ class WritePlan:
 
 
 @collective("comm")
-def make_plan(comm: MPI.Intracomm, slices: Sequence[TensorSlice], digested: bool = True) -> WritePlan:
-    """Digest this rank's slices, gather all ranks' on rank 0, and check that they cover every tensor once.
+def make_plan(comm: MPI.Intracomm, slices: Sequence[TensorSlice]) -> WritePlan:
+    """Gather all ranks' extents on rank 0, and check that they cover every tensor once.
 
     Collective over comm.
 
     Args:
         comm: communicator whose ranks hold the tensors.
         slices: what this rank writes.
-        digested: take digests now; else those of plan and table are 0, and somebody fills them in later.
 
     Raises:
         CheckpointError: a slice is impossible, ranks disagree about a tensor, elements are missing or come twice.
     """
     declared: dict[str, TensorInfo] = {}
     extents: list[Extent] = []
-    with failing_together(comm, "digest the slices"):
+    with failing_together(comm, "cut the slices"):
         for tensor_slice in slices:
             tensor_slice.check()
             _declare(declared, tensor_slice.path, TensorInfo(tensor_slice.global_shape, tensor_slice.array.dtype), comm.rank)
-            extents.extend(tensor_slice.extents(digested=False))
-        if digested:
-            extents = _digest(extents)
-    gathered = comm.gather((declared, [(e.path, e.starts, e.array.shape, e.digest) for e in extents]), root=0)
+            extents.extend(tensor_slice.extents())
+        extents.sort(key=lambda extent: (extent.path, extent.starts, extent.array.shape))
+    gathered = comm.gather((declared, [(e.path, e.starts, e.array.shape) for e in extents]), root=0)
     tensors: dict[str, TensorInfo] = {}
     num_rounds: dict[str, int] = {}
     table = np.zeros(0, table_dtype({}))
@@ -68,15 +69,9 @@ def make_plan(comm: MPI.Intracomm, slices: Sequence[TensorSlice], digested: bool
             tensors = _join([theirs for theirs, _ in gathered])
             table = _tabulate(tensors, [rows for _, rows in gathered])
             check_coverage(tensors, table)
-            num_rounds = _count_rounds(tensors, [rows for _, rows in gathered])
+            num_rounds = count_rounds(tensors, [rows for _, rows in gathered])
     tensors, num_rounds = comm.bcast((tensors, num_rounds), root=0)
     return WritePlan(tensors, num_rounds, extents, table)
-
-
-def _digest(extents: Sequence[Extent]) -> list[Extent]:
-    """Take the digests of extents, on all cores that this rank has."""
-    digests = map_on_own_cores(digest, [extent.array for extent in extents])
-    return [replace(extent, digest=value) for extent, value in zip(extents, digests, strict=True)]
 
 
 def table_dtype(tensors: Mapping[str, TensorInfo]) -> np.dtype[np.void]:
@@ -113,22 +108,30 @@ def _tabulate(tensors: Mapping[str, TensorInfo], rows_of_ranks: Sequence[Sequenc
     index = {path: i for i, path in enumerate(tensors)}
     table = np.zeros(sum(map(len, rows_of_ranks)), table_dtype(tensors))
     flat = sorted(
-        (index[path], tuple(starts), tuple(shape), writer, crc32)
+        (index[path], tuple(starts), tuple(shape), writer)
         for writer, rows in enumerate(rows_of_ranks)
-        for path, starts, shape, crc32 in rows
+        for path, starts, shape in rows
     )
-    for record, (tensor, starts, shape, writer, crc32) in zip(table, flat, strict=True):
-        record["tensor"], record["writer"], record["crc32"] = tensor, writer, crc32
+    for record, (tensor, starts, shape, writer) in zip(table, flat, strict=True):
+        record["tensor"], record["writer"] = tensor, writer
         record["starts"][: len(starts)], record["shape"][: len(shape)] = starts, shape
     return table
 
 
-def _count_rounds(tensors: Mapping[str, TensorInfo], rows_of_ranks: Sequence[Sequence[tuple[Any, ...]]]) -> dict[str, int]:
-    num_rounds = dict.fromkeys(tensors, 0)
+def count_rounds(tensors: Mapping[str, TensorInfo], rows_of_ranks: Sequence[Sequence[tuple[Any, ...]]]) -> dict[str, int]:
+    """Return how many collective writes each tensor takes, see `WritePlan`. Local.
+
+    Args:
+        tensors: every tensor.
+        rows_of_ranks: path, starts and shape of each rank's extents.
+    """
+    num_rounds, shortest = dict.fromkeys(tensors, 0), dict.fromkeys(tensors, LARGE_NBYTES)
     for rows in rows_of_ranks:
         for path, count in Counter(row[0] for row in rows).items():
             num_rounds[path] = max(num_rounds[path], count)
-    return num_rounds
+        for path, starts, shape in rows:
+            shortest[path] = min(shortest[path], file_runs(starts, shape, tensors[path])[1])
+    return {path: 0 if shortest[path] >= LARGE_NBYTES else count for path, count in num_rounds.items()}
 
 
 def check_coverage(tensors: Mapping[str, TensorInfo], table: NDArray[np.void]) -> None:

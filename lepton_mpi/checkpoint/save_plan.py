@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.checkpoint.drivers import file_runs
-from lepton_mpi.checkpoint.layout import EXTENT_TABLE, TensorSlice, describe_block
+from lepton_mpi.checkpoint.layout import EXTENT_TABLE, TensorSlice, describe_block, file_runs
+from lepton_mpi.checkpoint.own_cores import map_on_own_cores
 from lepton_mpi.checkpoint.plan import WritePlan
 from lepton_mpi.checkpoint.write_process import Extent as Runs
-from lepton_mpi.checkpoint.write_process import write_fully
+from lepton_mpi.checkpoint.write_process import read_digest, write_fully
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
@@ -34,6 +35,12 @@ class _Block(NamedTuple):
 class SavePlan:
     """What all saves of a run have in common: who writes what, from where in its memory to where in the file.
 
+    Args:
+        slices: what this rank writes.
+        shared: the joint plan of all ranks.
+        comm: all ranks.
+        idle_check: whether ranks that write nothing check others too; if not, they have nothing to do at all.
+
     Attributes:
         tensors: every logical tensor.
         table: all ranks' extents, on rank 0.
@@ -44,7 +51,7 @@ class SavePlan:
     """
 
     @collective("comm")
-    def __init__(self, slices: Sequence[TensorSlice], shared: WritePlan, comm: MPI.Intracomm) -> None:
+    def __init__(self, slices: Sequence[TensorSlice], shared: WritePlan, comm: MPI.Intracomm, idle_check: bool = False) -> None:
         """Lay out the memory, and find the ranks that this one checks and is checked by. Collective over comm."""
         self.tensors, self.table = shared.tensors, shared.table
         self.offsets: dict[str, int] = {}
@@ -56,14 +63,14 @@ class SavePlan:
         for tensor_slice in slices:
             self.nbytes += -self.nbytes % _ALIGNMENT
             self._bases.append(self.nbytes)
-            for extent in tensor_slice.extents(digested=False):  # one behind the other, as the slice has them
+            for extent in tensor_slice.extents():  # one behind the other, as the slice has them
                 blocks.append(_Block(extent.path, extent.starts, extent.array.shape, self.nbytes))
                 self.nbytes += extent.array.nbytes
         self._mine = sorted(blocks)  # as the table has them
-        writers = [rank for rank, writes in enumerate(comm.allgather(bool(blocks))) if writes]
+        writers = [rank for rank, writes in enumerate(comm.allgather(bool(blocks))) if writes or idle_check]
         self._neighbours: tuple[int, int] | None = None
         self._theirs: list[_Block] = []
-        if blocks:
+        if comm.rank in writers:
             place = writers.index(comm.rank)
             self._neighbours = writers[place - 1], writers[(place + 1) % len(writers)]
             self._theirs = self._swap(self._mine, comm)
@@ -81,11 +88,14 @@ class SavePlan:
         if [_kind_of(tensor_slice) for tensor_slice in slices] != self._kinds:
             raise CheckpointError("the slices of a saver must be of the same blocks of the same tensors in every save")
 
-    def copy(self, slices: Sequence[TensorSlice], memory: NDArray[np.uint8]) -> None:
-        """Copy the state into the memory. Local."""
+    def copy(self, slices: Sequence[TensorSlice], memory: NDArray[np.uint8], dropped: threading.Event) -> bool:
+        """Copy the state into the memory, and return whether all of it was; it stops where nobody wants it any more. Local."""
         for base, tensor_slice in zip(self._bases, slices, strict=True):
+            if dropped.is_set():
+                return False
             source = tensor_slice.array
             memory[base : base + source.nbytes].view(source.dtype).reshape(source.shape)[...] = source
+        return True
 
     def place(self, offsets: dict[str, int]) -> None:
         """Note where tensors lie in the file. Local."""
@@ -114,10 +124,29 @@ class SavePlan:
         finally:
             os.close(descriptor)
 
-    def describe(self, index: int) -> str:
-        """Name an extent of the rank that this one checks. Local."""
+    def damage(self, index: int, found: int, expected: int) -> CheckpointError:
+        """Return what there is to say of an extent of the rank that this one checks, if its digest is another. Local."""
         block = self._theirs[index]
-        return f"tensor {block.path}, extent {describe_block(block.starts, block.shape)}"
+        return CheckpointError(
+            f"tensor {block.path}, extent {describe_block(block.starts, block.shape)}: expected CRC-32 {expected:#010x}, "
+            f"found {found:#010x}; the file system lost data"
+        )
+
+    def read_back(self, file: Path, expected: Sequence[int]) -> None:
+        """Compare what a file holds of the rank that this one checks with its digests. Local.
+
+        Raises:
+            CheckpointError: names the first extent that differs.
+            OSError: the file cannot be read.
+        """
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            digests = map_on_own_cores(lambda runs: read_digest(descriptor, runs), self.check)
+        finally:
+            os.close(descriptor)
+        for index, (found, wanted) in enumerate(zip(digests, expected, strict=True)):
+            if found != wanted:
+                raise self.damage(index, found, wanted)
 
 
 def _kind_of(tensor_slice: TensorSlice) -> tuple[Any, ...]:

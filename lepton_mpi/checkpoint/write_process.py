@@ -1,7 +1,8 @@
 """The process that writes a rank's part of a checkpoint while the rank trains on.
 
-It is started as a script, `python -I -S write_process.py FD NBYTES PARENT`, and imports nothing but the standard library:
-no MPI that would take it for a rank, no h5py, no NumPy that would start threads. FD is shared memory with the state to
+It is started as a script, `python -I -S write_process.py FD NBYTES PARENT`, and imports nothing but the standard library and
+the extension for digests, which needs nothing else: no MPI that would take it for a rank, no h5py, no NumPy that would start
+threads. FD is shared memory with the state to
 write. It reads one JSON object a line from standard input and answers each with one line on standard output:
 
     {"do": "plan", "write": [extent, ...], "check": [extent, ...]}            -> {"done": "plan"}
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.machinery
+import importlib.util
 import itertools
 import json
 import mmap
@@ -25,17 +28,33 @@ import os
 import select
 import signal
 import sys
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Extent = tuple[int, int, int, list[tuple[int, int]]]
 
-# Between pieces of this size the process looks whether its rank still lives.
-PIECE_NBYTES = 8 * 2**20
+# Bytes that are digested and written, or read and digested, at a time: few enough for a cache.
+PIECE_NBYTES = 2**20
+# After so many the process looks whether its rank still lives.
+_LOOK_NBYTES = 8 * 2**20
 _NICENESS = 10  # training comes first
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def _load_crc32() -> Callable[..., int]:
+    """Return `crc32(data, value=0)`, from the package's folder and without the package."""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    spec = importlib.machinery.PathFinder.find_spec("_crc32", [folder])
+    if spec is None or spec.loader is None:
+        raise ImportError(f"the extension _crc32 is missing in {folder}: build it with `make native`, or install lepton_mpi again")
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function: Callable[..., int] = module.crc32
+    return function
+
+
+crc32 = _load_crc32()
 
 
 class Orphaned(Exception):
@@ -95,10 +114,10 @@ class Writer:
         found, seen = 0, 0
         for start, position, nbytes in runs(extent):
             piece = self._memory[start : start + nbytes]
-            found = zlib.crc32(piece, found)
+            found = crc32(piece, found)
             write_fully(descriptor, piece, position)
             seen += nbytes
-            if seen >= PIECE_NBYTES:
+            if seen >= _LOOK_NBYTES:
                 seen = 0
                 check_parent()
         return found
@@ -108,7 +127,7 @@ class Writer:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for index, (extent, expected) in enumerate(zip(self._check, digests, strict=True)):
-                found = read_digest(descriptor, extent)
+                found = read_digest(descriptor, extent, check_parent)
                 if found != expected:
                     return {"done": "check", "damaged": index, "found": found, "expected": expected}
         finally:
@@ -125,18 +144,26 @@ def write_fully(descriptor: int, data: memoryview, position: int) -> None:
         data, position = data[written:], position + written
 
 
-def read_digest(descriptor: int, extent: Extent) -> int:
-    """Return the CRC-32 of an extent as a file holds it. Local."""
-    found, buffer = 0, memoryview(bytearray(min(PIECE_NBYTES, max(extent[2], 1))))
+def read_digest(descriptor: int, extent: Extent, look: Callable[[], None] = lambda: None) -> int:
+    """Return the CRC-32 of an extent as a file holds it. Local.
+
+    Args:
+        descriptor: of the file.
+        extent: where it lies.
+        look: called now and then.
+    """
+    found, seen, buffer = 0, 0, memoryview(bytearray(min(PIECE_NBYTES, max(extent[2], 1))))
     for _, position, nbytes in runs(extent):
+        seen += nbytes
         while nbytes:
             got = os.preadv(descriptor, [buffer[:nbytes]], position)
             if got == 0:
                 raise OSError(f"the file ends at byte {position}")
-            found = zlib.crc32(buffer[:got], found)
+            found = crc32(buffer[:got], found)
             nbytes, position = nbytes - got, position + got
-        if len(buffer) == PIECE_NBYTES:
-            check_parent()
+        if seen >= _LOOK_NBYTES:
+            seen = 0
+            look()
     return found
 
 

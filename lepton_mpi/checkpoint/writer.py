@@ -13,11 +13,11 @@ from lepton_mpi.checkpoint.commit import commit, committed_path, make_temporary
 from lepton_mpi.checkpoint.drivers import choose_driver, write_direct, write_mpio
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import AttributeValue, create_data_file
-from lepton_mpi.checkpoint.integrity import read_back
 from lepton_mpi.checkpoint.layout import DATA_FILE, FORMAT_MAJOR, FORMAT_MINOR, TensorInfo, TensorSlice
 from lepton_mpi.checkpoint.manifest import Manifest, digest_ranges, frame_ranges
 from lepton_mpi.checkpoint.plan import WritePlan, make_plan
-from lepton_mpi.checkpoint.space import reserve_space, start_sync
+from lepton_mpi.checkpoint.save_plan import SavePlan
+from lepton_mpi.checkpoint.space import reserve_space
 from lepton_mpi.checkpoint.storage import DEFAULT_STORAGE, Storage
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.errors import CheckpointError
@@ -61,6 +61,7 @@ def write_checkpoint(
     root, step, driver = comm.bcast((root, step, driver), root=0)
     driver = choose_driver(comm, driver)
     plan = make_plan(comm, slices)
+    places = SavePlan(slices, plan, comm, idle_check=True)
     temporary: Path | None = None
     with failing_together(comm, f"create a checkpoint in {root}"):
         if comm.rank == 0:
@@ -75,12 +76,17 @@ def write_checkpoint(
                 offsets = create_data_file(file, plan.tensors, meta_attributes(step, attributes), plan.table, storage)
                 reserve_space(file)
         offsets = comm.bcast(offsets, root=0)
-        _write_data(comm, file, plan, offsets, driver, storage)
-        read_back(comm, file)  # while the disk is at work
+        places.place(offsets)
+        digests = places.exchange(_write_data(comm, file, plan, offsets, driver, storage), comm)
+        # Another rank looks, while the disk is at work: a writer's own cache would show it what it meant to write. It is the one
+        # defence against MPI-IO that loses data (open-mpi/ompi issue 12718).
+        with failing_together(comm, f"read back {file}"):
+            places.read_back(file, digests)
         with failing_together(comm, f"sync {file}"):
             sync(file)
         with failing_together(comm, f"commit {temporary}"):
             if comm.rank == 0:
+                places.write_table(file)
                 commit(temporary, root, describe_file(file, step, plan.tensors, len(plan.table), offsets))
         return committed_path(root, step)
     except BaseException:
@@ -92,15 +98,12 @@ def write_checkpoint(
 @collective("comm")
 def _write_data(
     comm: MPI.Intracomm, file: Path, plan: WritePlan, offsets: Mapping[str, int], driver: str, storage: Storage
-) -> None:
-    """Write all ranks' extents and let their way to the disk begin. Collective over comm."""
+) -> list[int]:
+    """Write all ranks' extents, let their way to the disk begin, and return the digests of this rank's. Collective over comm."""
     if driver == "mpio":
-        write_mpio(comm, file, plan, storage)
-        with failing_together(comm, f"begin to sync {file}"), file.open("rb") as written:
-            start_sync(written.fileno())
-    else:
-        with failing_together(comm, f"write {file}"):
-            write_direct(file, plan, offsets)
+        return write_mpio(comm, file, plan, storage)
+    with failing_together(comm, f"write {file}"):
+        return write_direct(file, plan, offsets)
 
 
 def meta_attributes(step: int, attributes: Mapping[str, AttributeValue]) -> dict[str, AttributeValue]:

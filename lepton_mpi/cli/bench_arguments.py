@@ -10,7 +10,7 @@ from typing import Any, Final, final
 from lepton_mpi.config.schema import Config
 from lepton_mpi.errors import ConfigError
 
-CODECS: Final = ("exact", "bf16", "fp16", "int8", "int4", "sign1")
+CODECS: Final = ("exact", "bf16", "fp16", "int8", "int4", "sign1", "topk", "powersgd")
 AUTO: Final = "auto"
 _CODECS_HELP: Final = f"among {', '.join(CODECS)}, and auto, which chooses between plain MPI, exact and bf16 (all)"
 _SIZES: Final = ("4KB", "64KB", "1MB", "16MB", "64MB", "256MB")

@@ -11,13 +11,9 @@ from lepton_mpi import native
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.node_memory import MemoryPlan, NodeMemory
 from lepton_mpi.comm.nodes import number_nodes, split_nodes
+from lepton_mpi.compress.modes import codec_number
 from lepton_mpi.runtime.mpi import MPI
 from lepton_mpi.runtime.threads import usable_cores
-
-# Numbers of the wire format, docs/wire_format.md.
-CODEC_NUMBERS = {"exact": 0, "bf16": 1, "int8": 2, "fp16": 3, "int4": 4, "sign1": 5}
-# Codecs that lose so much that training needs the error to be sent later.
-FEEDBACK_CODECS = frozenset({"int4", "sign1"})
 
 # How long to look without a pause where every rank has a core: longer than a wake-up by the kernel takes.
 _SPIN_S = 100e-6
@@ -39,7 +35,15 @@ class AllReduceEngine:
 
     @collective("comm")
     def __init__(
-        self, comm: MPI.Intracomm, *, ranks_per_node: int, chunk_mib: float, depth: int, timeout_s: float, background: bool
+        self,
+        comm: MPI.Intracomm,
+        *,
+        ranks_per_node: int,
+        chunk_mib: float,
+        depth: int,
+        timeout_s: float,
+        background: bool,
+        node: MPI.Intracomm | None = None,
     ) -> None:
         """Set communicators and memory up.
 
@@ -52,12 +56,13 @@ class AllReduceEngine:
             depth: chunks on their way at a time; 0 chooses.
             timeout_s: give up when nothing moves for this long.
             background: whether a thread makes progress between start and finish.
+            node: the ranks of comm on this node, in the order of comm; duplicated. None: found by `ranks_per_node`.
 
         Raises:
             SharedMemoryError: the ranks of a node cannot share enough memory.
         """
         self.comm = comm.Dup()
-        self.node = split_nodes(self.comm, ranks_per_node)
+        self.node = split_nodes(self.comm, ranks_per_node) if node is None else node.Dup()
         self.node_index, self.num_nodes = number_nodes(self.comm, self.node)
         rank, ranks = self.node.Get_rank(), self.node.Get_size()
         self.peers = self.comm.Split(rank, self.node_index)
@@ -87,6 +92,7 @@ class AllReduceEngine:
             timeout_s=timeout_s,
             spin_s=_SPIN_S if ranks <= usable_cores() else 0.0,
             background=background,
+            world=self.comm.py2f(),
         )
 
     def start(
@@ -96,9 +102,18 @@ class AllReduceEngine:
         codec: str,
         residual: NDArray[np.float32] | None,
         scale: float,
+        share: float = 1.0,
     ) -> int:
-        """Queue the sum of an array and return its number. Local, but all ranks must start the same ones in one order."""
-        return self.native.start(values, out, CODEC_NUMBERS[codec], residual, scale)
+        """Queue the sum of an array and return its number. Local, but all ranks must start the same ones in one order.
+
+        Args:
+            values, out: float32 [n], contiguous; values None: zeros.
+            codec: see `compress.modes`.
+            residual: error feedback, float32 [n], or None.
+            scale: of the sum.
+            share: of the values that topk sends.
+        """
+        return self.native.start(values, out, codec_number(codec), residual, scale, share)
 
     def owned(self, size: int) -> slice:
         """Return the slice of an array of some size that this rank sums; empty for ranks that own none. Local."""

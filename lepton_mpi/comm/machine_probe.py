@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi import native
-from lepton_mpi.comm.allreduce_engine import CODEC_NUMBERS, AllReduceEngine
+from lepton_mpi.comm.allreduce_engine import AllReduceEngine
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.cost_model import CodecRates, Machine
 from lepton_mpi.comm.waiting import wait
+from lepton_mpi.compress.passes import codec_passes
 from lepton_mpi.runtime.mpi import MPI
 
 _PLAIN_NBYTES = (1024, 16 * 1024, 256 * 1024, 4 * 2**20)
-_CODEC_VALUES = 128 * 1024
+_NODE_VALUES, _CODEC_VALUES = 128 * 1024, 32 * 1024
 _MESSAGE_NBYTES = 60_000
-# The curve of plain MPI ends where all of it has taken this long; the model continues it.
-_BUDGET_S = 0.2
+# When the parts of a probe end, seconds after its beginning. What is not measured as often as _REPEATS by then has to do.
+_PLAIN_ENDS_S, _NODE_ENDS_S, _LINKS_END_S, _CODECS_END_S = 0.2, 0.3, 0.45, 0.8
 _REPEATS = 5
+
+_log = logging.getLogger(__name__)
 
 
 class Spread(Protocol):
@@ -52,82 +55,108 @@ class Spread(Protocol):
 
 
 @collective("spread.comm")
-def probe_machine(spread: Spread, codecs: Sequence[str]) -> Machine:
+def probe_machine(spread: Spread, codecs: Sequence[str], share: float) -> Machine:
     """Measure plain MPI, the node, the links and the codecs, with all ranks at once.
 
     Collective over spread.comm.
 
     Args:
         spread: the ranks, in communicators that nothing else uses now.
-        codecs: those whose rates are wanted.
+        codecs: those whose rates are wanted, if there are several nodes.
+        share: of the values that topk sends.
 
     Returns:
         What was measured, of all ranks the slowest; equal on all.
     """
-    comm = spread.comm
-    plain = _plain_curve(comm)
-    node_latency, node_s = _node_times(spread)
-    link_latency, link_s = _link_times(spread)
-    rates = {codec: _codec_seconds(comm, codec) for codec in codecs}
-    nbytes = 4 * _CODEC_VALUES
+    watch = Watch(spread.comm)
+    plain = _plain_curve(watch)
+    node_latency, node_s = _node_times(watch, spread)
+    link_latency, link_s = _link_times(watch, spread)
+    rates = _codec_rates(watch, codecs, share) if spread.num_nodes > 1 else {}  # on one node nothing is encoded
+    level = logging.INFO if spread.comm.Get_rank() == 0 else logging.DEBUG
+    _log.log(level, "measured MPI, nodes, links and codecs in %.2f s", watch.spent())
     return Machine(
         num_nodes=spread.num_nodes,
         num_owners=spread.num_owners,
         node_latency_s=node_latency,
-        node_rate=nbytes / max(node_s - node_latency, 1e-9),
+        node_rate=4 * _NODE_VALUES / max(node_s - node_latency, 1e-9),
         link_latency_s=link_latency,
         link_rate=8 * _MESSAGE_NBYTES / max(link_s - link_latency, 1e-9),
-        codecs={
-            codec: CodecRates(
-                encode=nbytes / encode,
-                decode_add=nbytes / decode_add,
-                requantise=nbytes / (encode + decode),
-                decode=nbytes / decode,
-                ratio=nbytes / native.codec_encoded_nbytes(CODEC_NUMBERS[codec], _CODEC_VALUES),
-            )
-            for codec, (encode, decode_add, decode) in rates.items()
-        },
+        codecs=rates,
         plain=plain,
     )
 
 
-@collective("comm")
-def _slowest(comm: MPI.Intracomm, action: Callable[[], object], repeats: int = _REPEATS) -> float:
-    """Return the shortest time of some repeats, each of the slowest rank. Collective over comm."""
-    times = np.empty(repeats)
-    for i in range(-1, repeats):
-        comm.Barrier()
-        start = time.perf_counter()
-        action()
-        if i >= 0:
-            times[i] = time.perf_counter() - start
-    comm.Allreduce(MPI.IN_PLACE, times, MPI.MAX)
-    return float(times.min())
+@final
+class Watch:
+    """Takes times on all ranks, and stops in time on all alike."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        """Begin.
+
+        Args:
+            comm: the ranks that measure; nothing else uses it now.
+        """
+        self.comm = comm
+        self._begin = time.perf_counter()
+
+    @collective("comm")
+    def spent(self) -> float:
+        """Return the seconds since the beginning, on the rank that began first. Collective over comm."""
+        return self._agree(0.0)[0]
+
+    @collective("comm")
+    def slowest(self, action: Callable[[], object], until_s: float) -> float:
+        """Return the shortest time of some repeats, each of the slowest rank.
+
+        Collective over comm.
+
+        Args:
+            action: what to time; all ranks begin it together.
+            until_s: no more repeats than one after so many seconds since the beginning.
+        """
+        times: list[float] = []
+        self._agree(0.0)
+        while len(times) <= _REPEATS:
+            start = time.perf_counter()
+            action()
+            spent_s, seconds = self._agree(time.perf_counter() - start)
+            times.append(seconds)
+            if spent_s > until_s:
+                break
+        return min(times[1:] or times)  # the first one warms up
+
+    @collective("comm")
+    def _agree(self, seconds: float) -> tuple[float, float]:
+        """Return the largest of all ranks of the time since the beginning, and of a number. Collective over comm."""
+        numbers = np.array([time.perf_counter() - self._begin, seconds])
+        self.comm.Allreduce(MPI.IN_PLACE, numbers, MPI.MAX)
+        return float(numbers[0]), float(numbers[1])
 
 
-@collective("comm")
-def _plain_curve(comm: MPI.Intracomm) -> list[tuple[int, float]]:
-    """Return what MPI_Allreduce takes, by size. Collective over comm."""
+@collective("watch.comm")
+def _plain_curve(watch: Watch) -> list[tuple[int, float]]:
+    """Return what MPI_Allreduce takes, by size; the model continues the curve. Collective over watch.comm."""
     curve: list[tuple[int, float]] = []
-    start = time.perf_counter()
-    for nbytes in _PLAIN_NBYTES:
-        values = np.zeros(nbytes // 4, np.float32)
-        curve.append((nbytes, _slowest(comm, partial(comm.Allreduce, MPI.IN_PLACE, values))))
-        if comm.bcast(time.perf_counter() - start) > _BUDGET_S:
+    for i, nbytes in enumerate(_PLAIN_NBYTES):
+        if curve and curve[-1][1] * nbytes / curve[-1][0] > _PLAIN_ENDS_S:
             break
+        values = np.zeros(nbytes // 4, np.float32)
+        until_s = _PLAIN_ENDS_S * (i + 1) / len(_PLAIN_NBYTES)
+        curve.append((nbytes, watch.slowest(partial(watch.comm.Allreduce, MPI.IN_PLACE, values), until_s)))
     return curve
 
 
 @collective("spread.comm")
-def _node_times(spread: Spread) -> tuple[float, float]:
+def _node_times(watch: Watch, spread: Spread) -> tuple[float, float]:
     """Return the time of a short and a longer exact sum inside nodes, all nodes at once. Collective over spread.comm."""
     if spread.num_nodes == spread.comm.Get_size():
         return 0.0, 0.0
     inside = AllReduceEngine(spread.node, ranks_per_node=0, chunk_mib=0.5, depth=2, timeout_s=60.0, background=False)
     times = []
-    for size in (256, _CODEC_VALUES):
+    for size in (256, _NODE_VALUES):
         values = np.zeros(size, np.float32)
-        times.append(_slowest(spread.comm, partial(_sum_exactly, inside, values)))
+        times.append(watch.slowest(partial(_sum_exactly, inside, values), _NODE_ENDS_S))
     inside.free()
     return times[0], times[1]
 
@@ -137,7 +166,7 @@ def _sum_exactly(inside: AllReduceEngine, values: NDArray[np.float32]) -> None:
 
 
 @collective("spread.comm")
-def _link_times(spread: Spread) -> tuple[float, float]:
+def _link_times(watch: Watch, spread: Spread) -> tuple[float, float]:
     """Return the time of a short message and of eight long ones between nodes. Collective over spread.comm."""
     if spread.num_nodes == 1:
         return 0.0, 0.0
@@ -153,16 +182,24 @@ def _link_times(spread: Spread) -> tuple[float, float]:
         for request in requests:
             wait(request, "a message of a probe")
 
-    return _slowest(spread.comm, lambda: exchange(8, 1)), _slowest(spread.comm, lambda: exchange(_MESSAGE_NBYTES, 8))
+    short_s = watch.slowest(lambda: exchange(8, 1), _LINKS_END_S)
+    return short_s, watch.slowest(lambda: exchange(_MESSAGE_NBYTES, 8), _LINKS_END_S)
 
 
-@collective("comm")
-def _codec_seconds(comm: MPI.Intracomm, codec: str) -> tuple[float, float, float]:
-    """Return what encoding, decoding with addition, and decoding take. Collective over comm."""
-    number = CODEC_NUMBERS[codec]
-    values = np.linspace(-1, 1, _CODEC_VALUES, dtype=np.float32)
-    payload = np.empty(native.codec_encoded_nbytes(number, values.size), np.uint8)
-    encode = _slowest(comm, lambda: native.codec_encode(number, values, payload))
-    decode_add = _slowest(comm, lambda: native.codec_decode(number, payload, values, True))
-    decode = _slowest(comm, lambda: native.codec_decode(number, payload, values, False))
-    return encode, decode_add, decode
+@collective("watch.comm")
+def _codec_rates(watch: Watch, codecs: Sequence[str], share: float) -> dict[str, CodecRates]:
+    """Return how fast codecs work with all ranks at work. Collective over watch.comm."""
+    values = np.sin(np.arange(_CODEC_VALUES) ** 2).astype(np.float32)
+    begin_s, rates = watch.spent(), {}
+    for i, codec in enumerate(codecs):
+        until_s = begin_s + (_CODECS_END_S - begin_s) * (i + 1) / len(codecs)
+        passes = codec_passes(codec, values, share)
+        encode, decode_add, decode = (watch.slowest(p, until_s) for p in (passes.encode, passes.decode_add, passes.decode))
+        rates[codec] = CodecRates(
+            encode=values.nbytes / encode,
+            decode_add=values.nbytes / decode_add,
+            requantise=values.nbytes / (encode + decode),
+            decode=values.nbytes / decode,
+            ratio=passes.ratio,
+        )
+    return rates

@@ -14,8 +14,10 @@ from lepton_mpi.comm.cost_model import LOSSLESS, PLAIN, WORTH_IT, Machine, choos
 # A candidate is tried out if its prediction is within this factor of the best one.
 _PLAUSIBLE = 2.0
 _TRIALS = 4  # of each, of which the first warms up
-_AGREE_EVERY = 32  # sums of a class between looks at what they took
-_PROBE_EVERY = 512  # sums of a class between trials of the ways not taken
+# Of sums that are so short that more trials cost nothing, and that a single one tells little about.
+_SHORT_S, _SHORT_TRIALS = 1e-3, 16
+_AGREE_EVERY = 32  # sums of a class between the first looks at what they took; twice as many from one to the next
+_PROBE_EVERY = 512  # sums of a class between trials of the ways not taken, and between looks at most
 _WEIGHT = 0.3  # of the newest in a running mean
 
 _log = logging.getLogger(__name__)
@@ -26,14 +28,31 @@ Agree = Callable[[list[float]], list[float]]
 
 @dataclass
 class _SizeClass:
+    """What is known of sums of a size class.
+
+    Attributes:
+        nbytes: of the first of them.
+        predicted: seconds by way.
+        chosen: the way to take.
+        trials: ways to take before that.
+        num_sums: how many there were.
+        settled_until: the sums up to this number go by `chosen`, without asking; who does not ask counts them.
+        next_look: at how many sums ranks agree on what was measured; look_every: what is added to it then.
+        next_probe: at how many sums the other ways are tried again.
+        times: seconds on this rank by way, since ranks agreed last.
+        means: what they agreed on.
+    """
+
     nbytes: int
     predicted: dict[str, float]
     chosen: str
     trials: deque[str]
     num_sums: int = 0
-    next_look: int = _AGREE_EVERY  # at how many sums ranks agree on what was measured
+    settled_until: int = 0
+    next_look: int = _AGREE_EVERY
+    look_every: int = _AGREE_EVERY
     next_probe: int = _PROBE_EVERY
-    times: dict[str, list[float]] = field(default_factory=dict)  # of this rank, since ranks agreed last
+    times: dict[str, list[float]] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)  # agreed
 
 
@@ -71,14 +90,33 @@ class ReduceChoice:
         size_class = self._classes.get(nbytes.bit_length()) or self._start_class(nbytes)
         if len(self._candidates) > 1 and not size_class.trials:
             if size_class.num_sums >= size_class.next_look:
+                before = size_class.chosen
                 self._decide(size_class)
-                size_class.next_look = size_class.num_sums + _AGREE_EVERY
+                changed = size_class.chosen != before
+                size_class.look_every = _AGREE_EVERY if changed else min(2 * size_class.look_every, _PROBE_EVERY)
+                size_class.next_look = size_class.num_sums + size_class.look_every
             if size_class.num_sums >= size_class.next_probe:
                 others = [c for c in self._plausible(size_class) if c != size_class.chosen]
                 self._try_out(size_class, others)
                 size_class.next_probe = size_class.num_sums + _PROBE_EVERY
         size_class.num_sums += 1
-        return size_class.trials.popleft() if size_class.trials else size_class.chosen
+        if size_class.trials:
+            return size_class.trials.popleft()
+        size_class.settled_until = min(size_class.next_look, size_class.next_probe)
+        return size_class.chosen
+
+    def settled(self, nbytes: int, way: str) -> int:
+        """Return how many of the next sums of a size may take a way without asking; `count` tells of them. Local."""
+        size_class = self._classes[nbytes.bit_length()]
+        if way != size_class.chosen or way not in LOSSLESS:
+            return 0
+        return max(size_class.settled_until - size_class.num_sums, 0)
+
+    def count(self, nbytes: int, seconds: float) -> None:
+        """Tell of a sum that took the chosen way without asking. Local."""
+        size_class = self._classes[nbytes.bit_length()]
+        size_class.num_sums += 1
+        size_class.times.setdefault(size_class.chosen, []).append(seconds)
 
     def record(self, nbytes: int, way: str, seconds: float) -> None:
         """Tell how long a sum took on this rank. Local."""
@@ -105,7 +143,10 @@ class ReduceChoice:
         return size_class
 
     def _try_out(self, size_class: _SizeClass, ways: Sequence[str]) -> None:
-        size_class.trials.extend(way for _ in range(_TRIALS) for way in ways)
+        expected = min(size_class.means.get(way, size_class.predicted[way]) for way in ways) if ways else 0.0
+        trials = _SHORT_TRIALS if expected < _SHORT_S else _TRIALS
+        size_class.trials.extend(way for _ in range(trials) for way in ways)
+        size_class.settled_until = 0
         size_class.next_look = size_class.num_sums + len(size_class.trials)
 
     def _plausible(self, size_class: _SizeClass) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_mpi import native
+from lepton_mpi.compress.modes import codec_number
 from lepton_mpi.errors import CodecError
 
 
@@ -86,7 +87,11 @@ class StochasticKey(NamedTuple):
 
 
 class _NativeCodec(Codec):
-    """A codec of the C++ extension; what remains abstract is its name and number."""
+    """A codec of the C++ extension; what remains abstract is its name."""
+
+    @property
+    def number(self) -> int:
+        return codec_number(self.name)
 
     @property
     def block_values(self) -> int:
@@ -162,7 +167,6 @@ class ExactCodec(_NativeCodec):
     """The fp32 values as they are, 4 bytes a value."""
 
     name = "exact"
-    number = 0
 
 
 @final
@@ -170,7 +174,6 @@ class Bf16Codec(_NativeCodec):
     """bfloat16, rounded to nearest even, 2 bytes a value."""
 
     name = "bf16"
-    number = 1
 
 
 @final
@@ -178,7 +181,6 @@ class Int8Codec(_StochasticCodec):
     """8-bit integers with one fp32 scale per block of 256 values, 1.016 bytes a value."""
 
     name = "int8"
-    number = 2
 
 
 @final
@@ -186,7 +188,6 @@ class Fp16Codec(_NativeCodec):
     """IEEE 754 binary16, rounded to nearest even, 2 bytes a value; values from 65520 on become infinite."""
 
     name = "fp16"
-    number = 3
 
 
 @final
@@ -194,7 +195,6 @@ class Int4Codec(_StochasticCodec):
     """4-bit integers with one bfloat16 scale per block of 64 values, 0.531 bytes a value."""
 
     name = "int4"
-    number = 4
 
 
 @final
@@ -205,7 +205,6 @@ class Sign1Codec(_NativeCodec):
     """
 
     name = "sign1"
-    number = 5
 
 
 CODECS: tuple[Codec, ...] = (ExactCodec(), Bf16Codec(), Fp16Codec(), Int8Codec(), Int4Codec(), Sign1Codec())
@@ -214,7 +213,7 @@ CODECS: tuple[Codec, ...] = (ExactCodec(), Bf16Codec(), Fp16Codec(), Int8Codec()
 def make_codec(name: str) -> Codec:
     """Return the codec of a name: exact, bf16, fp16, int8, int4 or sign1. Local.
 
-    Top-k and PowerSGD have payloads and state of their own: `compress.topk`, `compress.powersgd`.
+    Top-k and PowerSGD have payloads and state of their own: `compress.topk`, `compress.powersgd`; see `compress.modes`.
 
     Raises:
         CodecError: there is no codec of that name.

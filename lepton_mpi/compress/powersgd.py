@@ -5,21 +5,17 @@ NeurIPS 2019, algorithms 1 and 2.
 
 Dims: N rows, M columns of a gradient matrix, R rank.
 
-An exchange of one parameter on every rank: `p = project(x, q)`, mean of p over ranks, `p = orthogonalise(p)`,
-`q = backproject(x, p)`, mean of q over ranks, gradient = `reconstruct(p, q)`. The means must be exact and have the same
-bytes on all ranks.
+A step for one parameter: the sum of `project(x, q)` over ranks, `p = orthogonalise(sum)`, the sum of `backproject(x, p)`, and the
+result is `reconstruct(p, q)`. The functions on arrays specify what the C++ kernels do, which `low_rank.py` calls.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.compress.feedback import Residuals
-from lepton_mpi.errors import CodecError
 from lepton_mpi.runtime.random import normal, random_key
 
 # A column that loses all but this share of its length to the earlier ones holds rounding errors only.
@@ -82,86 +78,6 @@ def backproject(x: NDArray[np.float32], p: NDArray[np.float32]) -> NDArray[np.fl
 def reconstruct(p: NDArray[np.float32], q: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return P Q^T: float32 [N, M]. Local."""
     return np.asarray(p @ q.T)
-
-
-class PowerSgd:
-    """The residuals and the warm start of one rank; the three steps of an exchange by parameter name."""
-
-    def __init__(self, rank: int, seed: int) -> None:
-        """Start with zero residuals. Local.
-
-        Args:
-            rank: columns of the factors.
-            seed: same on all ranks.
-
-        Raises:
-            CodecError: the rank is not positive.
-        """
-        if rank < 1:
-            raise CodecError(f"PowerSGD rank: expected at least 1, received {rank}")
-        self.rank = rank
-        self.seed = seed
-        self.residuals = Residuals()
-        self._q: dict[str, NDArray[np.float32]] = {}
-        self._x: dict[str, NDArray[np.float32]] = {}
-        self._p: dict[str, NDArray[np.float32]] = {}
-
-    def matrix_shape(self, shape: tuple[int, ...]) -> tuple[int, int] | None:
-        """Return `matrix_shape` at this rank. Local."""
-        return matrix_shape(shape, self.rank)
-
-    def begin(self, name: str, g: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return this rank's P, whose mean over ranks `project_back` takes. Local.
-
-        Args:
-            name: of the parameter.
-            g: float32 [N, M], with the shape that `matrix_shape` says.
-        """
-        x = g + self.residuals.of(name, g.size).reshape(g.shape)
-        q = self._q.get(name)
-        if q is None:
-            q = initial_q(self.seed, name, g.shape[1], self.rank)
-        self._x[name] = x
-        return project(x, q)
-
-    def project_back(self, name: str, mean_p: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return this rank's Q, whose mean over ranks `end` takes, and keep what the factors leave out. Local.
-
-        With a NaN or an infinity in the mean of P or in Q the residual stays as it was, and the gradient becomes NaN.
-
-        Raises:
-            CodecError: `begin` did not precede it.
-        """
-        x = self._x.pop(name, None)
-        if x is None:
-            raise CodecError(f"PowerSGD of {name!r}: project_back without begin; call begin with the gradient first")
-        p = self._p[name] = orthogonalise(mean_p)
-        q = backproject(x, p)
-        rest = x - reconstruct(p, q)
-        if np.isfinite(rest).all():
-            self.residuals.of(name, x.size)[:] = rest.reshape(-1)
-        return q
-
-    def end(self, name: str, mean_q: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the mean gradient, float32 [N, M], and keep Q as the next start. Local.
-
-        Raises:
-            CodecError: `project_back` did not precede it.
-        """
-        p = self._p.pop(name, None)
-        if p is None:
-            raise CodecError(f"PowerSGD of {name!r}: end without project_back; call project_back with the mean of P first")
-        if np.isfinite(mean_q).all():
-            self._q[name] = mean_q.copy()
-        return reconstruct(p, mean_q)
-
-    def warm_starts(self) -> dict[str, NDArray[np.float32]]:
-        """Return a copy of the next Q of each parameter, for a checkpoint; the same on all ranks. Local."""
-        return {name: q.copy() for name, q in self._q.items()}
-
-    def load_warm_starts(self, state: Mapping[str, NDArray[np.float32]]) -> None:
-        """Replace the next Q of all parameters by copies of these. Local."""
-        self._q = {name: np.array(q, np.float32) for name, q in state.items()}
 
 
 def _normalised_rest(vector: NDArray[np.float64], basis: NDArray[np.float64]) -> NDArray[np.float64] | None:

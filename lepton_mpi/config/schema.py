@@ -331,9 +331,10 @@ class ReduceConfig:
 
     mode: str = key(
         "exact",
-        "what travels between nodes: fp32, 16 bits, or blocks of 8, 4 or 1 bits with a scale (the last two with error feedback); "
-        "auto measures which of reduce.allow is fastest; inside a node sums are exact",
-        choices=("exact", "bf16", "fp16", "int8", "int4", "sign1", "auto"),
+        "what travels between nodes: fp32, 16 bits, blocks of 8, 4 or 1 bits with a scale, the largest values (topk), or factors "
+        "of low rank (powersgd), from int4 on with error feedback; auto measures which of reduce.allow is fastest; inside a node "
+        "sums are exact",
+        choices=("exact", "bf16", "fp16", "int8", "int4", "sign1", "topk", "powersgd", "auto"),
     )
     bucket_mib: float = key(
         4.0, "size of the pieces whose exchange starts while the backward pass still runs, MiB", low=0.001, high=1024.0
@@ -342,7 +343,31 @@ class ReduceConfig:
     allow: tuple[str, ...] = key(
         ("exact", "bf16"),
         "what reduce.mode auto may choose from",
-        choices=("exact", "bf16", "fp16", "int8", "int4", "sign1"),
+        choices=("exact", "bf16", "fp16", "int8", "int4", "sign1", "topk"),
+    )
+    topk_share: float = key(0.01, "share of the values that topk sends", low=1e-6, high=1.0)
+    topk_warmup_steps: int = key(
+        0, "steps in which the share that topk sends falls in four stages from 25% to reduce.topk_share; 0: none", low=0
+    )
+    powersgd_rank: int = key(4, "rank of the matrices that stand for gradients with powersgd", low=1, high=1024)
+    progress_thread: str = key(
+        "auto",
+        "whether a thread moves messages between nodes while the backward pass computes; auto: with several nodes, where MPI "
+        "admits threads (MPI_THREAD_MULTIPLE)",
+        choices=("auto", "on", "off"),
+    )
+    warmup_share: float = key(
+        0.1,
+        "share of the decay in which sums travel as reduce.warmup_mode says, before sign1, topk, powersgd or, with adamw and lamb, "
+        "int4 begin; onebit_adam: before it freezes the variance, if that is later",
+        low=0.0,
+        high=1.0,
+    )
+    warmup_mode: str = key("bf16", "what travels between nodes until then", choices=("exact", "bf16"))
+    scale_values: bool = key(
+        True,
+        "with sign1, and with int4 where the optimizer is adamw or lamb: divide gradients, before they are encoded, by the size "
+        "that each value's had in the warm-up; takes 8 bytes a value and rank",
     )
 
 

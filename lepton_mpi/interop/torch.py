@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_mpi.comm.compressed_allreduce import AUTO, CompressedAllreduce, Pending
+from lepton_mpi.comm.compressed_allreduce import AUTO, CompressedAllreduce
 from lepton_mpi.comm.contract import collective
+from lepton_mpi.comm.pending_sum import Pending
 from lepton_mpi.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def register_comm_hook(
     *,
     allow: Sequence[str] = ("exact", "bf16"),
     feedback: bool | None = None,
+    share: float = 0.01,
+    rank: int = 4,
     ranks_per_node: int = 0,
     timeout_s: float = 300.0,
     background: bool = False,
@@ -44,14 +47,14 @@ def register_comm_hook(
     Args:
         model: a DistributedDataParallel whose process group has the same ranks as comm, in the same order.
         comm: all ranks of the process group.
-        codec, allow, feedback, ranks_per_node, timeout_s, background: see `CompressedAllreduce`.
+        codec, allow, feedback, share, rank, ranks_per_node, timeout_s, background: see `CompressedAllreduce`.
 
     Returns:
         The hook, which must be freed when training is over.
 
     Raises:
         ConfigError: PyTorch is missing, the model is no DistributedDataParallel, or its ranks are not those of comm.
-        CodecError: there is no such codec, or MPI allows no background thread.
+        CodecError: there is no such codec, a number is out of its range, or MPI allows no background thread.
         SharedMemoryError: the ranks of a node cannot share enough memory.
     """
     torch = require_torch()
@@ -70,6 +73,8 @@ def register_comm_hook(
             codec,
             allow=allow,
             feedback=feedback,
+            share=share,
+            rank=rank,
             average=True,
             ranks_per_node=ranks_per_node,
             timeout_s=timeout_s,
@@ -165,7 +170,11 @@ class CommHook:
         name = self._name_of(bucket)
         host = tensor.detach().cpu()  # itself on the CPU
         future = self._torch.futures.Future(devices=[tensor.device] if tensor.is_cuda else None)
-        pending = self.allreduce.start(host.numpy(), name=name) if self._overlaps else self._sum(host.numpy(), name)
+        if self._overlaps:
+            shapes = [tuple(parameter.shape) for parameter in bucket.parameters()]  # of what lies in it, in this order
+            pending = self.allreduce.start(host.numpy(), name=name, shapes=shapes)
+        else:
+            pending = self._sum(host.numpy(), name)
         self._started.append(_Started(tensor, host, future, pending))
         if not bucket.is_last():
             self.allreduce.progress()
@@ -222,8 +231,7 @@ class CommHook:
                 ends = np.cumsum([n for _, n in bucket.parameters])
                 pieces = np.split(owed.reshape(-1), ends[:-1])
                 self._owed.update((one, piece) for (one, _), piece in zip(bucket.parameters, pieces, strict=True))
-                # An empty array takes the place of the old one: names are not used again.
-                self.allreduce.load_feedback_state({bucket.name: np.zeros(0, np.float32)})
+            self.allreduce.forget(bucket.name)
 
     @collective("the ranks of the model")
     def free(self) -> None:

@@ -6,7 +6,7 @@ Dims: B samples, R rows (samples, times positions where there are any), I input 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -180,20 +180,33 @@ class LinearModule(Module):
 
     def backward_input(self, dy: Any, saved: Any, want_dx: bool = True) -> tuple[Any, Any]:
         """Return dx [B, ..., I] for dy [B, ..., O]."""
-        x_RI, y_RO, entered, x_shape, (enter, reduce, leave) = saved
+        pending = self._backward_output(dy, saved)
+        return self._input_gradient(pending, saved) if want_dx else None, pending
+
+    def backward(self, dy: Any, saved: Any, want_dx: bool, complete: Callable[[], None]) -> Any:
+        """Do both halves, the weights first, since they are what others wait for. See `Module.backward`."""
+        pending = self._backward_output(dy, saved)
+        self.backward_weight(pending)
+        complete()
+        return self._input_gradient(pending, saved) if want_dx else None
+
+    def _backward_output(self, dy: Any, saved: Any) -> tuple[Any, Any]:
+        """Return the input and the gradient of the product that it enters, which both halves need."""
+        x_RI, y_RO, _, _, (_, reduce, leave) = saved
         dz = leave.adjoint(dy)
         if y_RO is not None:
             dz = relu_backward(dz.reshape(y_RO.shape), y_RO).reshape(dz.shape)
-        dz_RO = reduce.adjoint(dz).reshape(len(x_RI), self.weight.value.shape[0])
-        if not want_dx:
-            return None, (x_RI, dz_RO)
+        return x_RI, reduce.adjoint(dz).reshape(len(x_RI), self.weight.value.shape[0])
+
+    def _input_gradient(self, pending: tuple[Any, Any], saved: Any) -> Any:
+        (_, dz_RO), (_, _, entered, x_shape, (enter, _, _)) = pending, saved
         weight = self.weight.value
         parts = (
             [rows_backward_input(dz_RO, weight, self.rows, precision=self.precision)]
             if len(self.rows) > 1
             else columns_backward_input(dz_RO, weight, self.columns, precision=self.precision)
         )
-        return enter.adjoint([part.reshape(x_shape) for part in parts]).reshape(entered), (x_RI, dz_RO)
+        return enter.adjoint([part.reshape(x_shape) for part in parts]).reshape(entered)
 
     def backward_weight(self, pending: Any) -> None:
         """Add dW [O, I] and db [O]."""

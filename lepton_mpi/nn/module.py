@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,3 +65,15 @@ class Module(ABC):
             pending: second result of `backward_input`.
         """
         del pending
+
+    def backward(self, dy: Any, saved: Any, want_dx: bool, complete: Callable[[], None]) -> Any:
+        """Do both halves and return the input's gradient. A layer may make the gradients of its parameters first.
+
+        Args:
+            dy, saved, want_dx: see `backward_input`.
+            complete: called as soon as the gradients of the parameters have been added, so that they can travel.
+        """
+        dx, pending = self.backward_input(dy, saved, want_dx)
+        self.backward_weight(pending)
+        complete()
+        return dx

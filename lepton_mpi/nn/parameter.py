@@ -151,6 +151,12 @@ class ParameterLayout:
         if num_copied and num_copied == len(self.blocks):
             self.private_start = end
 
+    def gaps(self, end: int) -> list[slice]:
+        """Return the ranges up to an end that belong to no block. Local."""
+        ends = [start + block.size for start, block in zip(self.offsets, self.blocks, strict=True) if start < end]
+        starts = [*self.offsets[1 : len(ends)], end]
+        return [slice(stop, start) for stop, start in zip(ends, starts, strict=True) if stop < start]
+
     def view(self, index: int, buffer: Any) -> Any:
         """Return block `index` of a flat buffer as an array of its shape. Local."""
         block, start = self.blocks[index], self.offsets[index]

@@ -33,6 +33,8 @@ class OneBitAdam(Optimizer):
         self._epsilon = epsilon
         self._freeze_share = freeze_share
         self.freeze_step = freeze_step
+        # The paper's warm-up is uncompressed: what a codec makes of small gradients would stay in the variance for good.
+        self.warmup_steps = freeze_step
 
     def for_steps(self, num_steps: int) -> OneBitAdam:
         """Return the same optimizer for a run whose learning rate decays over so many steps. Local."""

@@ -17,10 +17,12 @@ class Optimizer(ABC):
     Attributes:
         slot_names: names of the float32 state arrays, each as long as the buffer.
         needs_norms: whether `prepare` and `layer_factor` take part.
+        warmup_steps: updates, from the first one on, that need sums of gradients in nearly full precision.
     """
 
     slot_names: ClassVar[tuple[str, ...]]
     needs_norms: ClassVar[bool] = False
+    warmup_steps: int = 0
 
     @abstractmethod
     def update(

@@ -8,7 +8,7 @@ from lepton_mpi import native
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.comm.waiting import wait
-from lepton_mpi.parallel.gradient_exchange import Exchange, cut_slices, sum_statistics
+from lepton_mpi.parallel.exchange import Exchange, cut_slices, sum_statistics
 from lepton_mpi.parallel.gradient_totals import GradientTotals, GradientUnits
 from lepton_mpi.parallel.node_parameters import NodeParameters
 from lepton_mpi.parallel.ownership import part
@@ -40,6 +40,10 @@ class ExactExchange(Exchange):
         self._sent_nbytes = 0
         self.owned_slices = cut_slices(memory.layout, ownership, grid.is_first_data_node)
         self.extra_states = (GradientUnits(totals, grid.rank == 0),)
+
+    @collective("grid.data")
+    def begin_step(self, step: int) -> None:
+        """Do nothing: all steps are alike. Collective over grid.data. Nothing is sent."""
 
     def start_from(self, offset: int) -> None:
         """Do nothing: totals are added when all are complete. Local."""

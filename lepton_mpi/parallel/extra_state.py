@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lepton_mpi.comm.contract import collective
 
-# Group of error-feedback residuals: one array a parameter, of its global shape, the mean of the workers' plus the owners' residual.
+# Group of error-feedback residuals: one array a weight, of its global shape, the sum of what all nodes owe.
 RESIDUAL = "residual"
 
 
@@ -35,9 +35,11 @@ class ExtraState(ABC):
 
     Attributes:
         group: first part of the arrays' paths; none of param, opt, normalisation, meta, integrity.
+        warns: whether a log should say that a checkpoint has no such group.
     """
 
     group: str
+    warns = True
 
     @abstractmethod
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -48,7 +50,7 @@ class ExtraState(ABC):
     def extents_to_save(self) -> Sequence[StateExtent]:
         """Return what this rank writes; over all ranks every element of every array comes exactly once.
 
-        Collective over grid.world, between two steps. Arrays must not change before the next step.
+        Collective over grid.world, between two steps. Arrays must not change before `NodeParameters.settle` of the next step.
         """
 
     @abstractmethod

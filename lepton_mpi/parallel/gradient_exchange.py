@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lepton_mpi import native
-from lepton_mpi.comm.allreduce_engine import FEEDBACK_CODECS
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.comm.machine_probe import probe_machine
 from lepton_mpi.comm.reduce_choice import ReduceChoice
-from lepton_mpi.comm.reduction import sum_in_rank_order
-from lepton_mpi.compress.codec import make_codec
-from lepton_mpi.nn.parameter import ParameterLayout, ParameterSpec
-from lepton_mpi.parallel.extra_state import ExtraState
+from lepton_mpi.compress.modes import codec_number, needs_feedback
+from lepton_mpi.compress.topk import warm_up_share
+from lepton_mpi.parallel.exchange import Exchange, cut_slices, sum_statistics
 from lepton_mpi.parallel.node_parameters import NodeParameters
-from lepton_mpi.parallel.ownership import BLOCK_VALUES, Ownership
-from lepton_mpi.runtime.mpi import MPI
+from lepton_mpi.parallel.ownership import BLOCK_VALUES
+from lepton_mpi.parallel.value_scales import ValueScales
+from lepton_mpi.runtime.mpi import MPI, choose_progress_thread
 
 # How long to poll before sleeping where every rank has a core of its own: longer than a
 # wake-up by the kernel takes (about 50 us), shorter than anything a user would notice.
@@ -42,75 +40,20 @@ def bucket_bounds(num_values: int, bucket_mib: float, first: int = 0) -> list[in
 
 
 @dataclass(frozen=True)
-class OwnedSlice:
-    """A run of the flat buffer whose reduced gradient and update belong to this rank.
+class TopkShare:
+    """How much of the values topk sends.
 
     Attributes:
-        start, stop: where it lies.
-        spec: the parameter that it belongs to.
-        counts: whether it counts here in sums over the whole grid; a replicated parameter counts once.
+        share: of all values, in (0, 1].
+        warmup_steps: steps in which it falls from 25% to that, see `warm_up_share`.
     """
 
-    start: int
-    stop: int
-    spec: ParameterSpec
-    counts: bool
+    share: float = 0.01
+    warmup_steps: int = 0
 
-
-class Exchange(ABC):
-    """Sum gradients over grid.data, and make what the owners of slices do with the sums visible to all.
-
-    A step is: `start_from` as gradients become complete, `finish`, the update of the owned slices, `publish`.
-
-    Attributes:
-        owned_slices: what this rank is to update.
-        outgoing: called with start and stop of a bucket before it starts, when this rank's gradient of it is complete, to change
-            that gradient in place; None: nothing is changed. A step sets it before its first bucket starts.
-        extra_states: state of the exchange that a checkpoint must hold.
-    """
-
-    owned_slices: tuple[OwnedSlice, ...]
-    outgoing: Callable[[int, int], None] | None = None
-    extra_states: tuple[ExtraState, ...] = ()
-
-    @abstractmethod
-    def start_from(self, offset: int) -> None:
-        """Start the buckets of weights that begin at or after an offset of the flat buffer; those must be complete. Local."""
-
-    @abstractmethod
-    @collective("grid.data")
-    def finish(self) -> None:
-        """Wait until the reduced gradients of the owned slices lie in the own gradient buffer.
-
-        Collective over grid.data.
-
-        Raises:
-            StallError: other ranks stayed away too long.
-        """
-
-    @abstractmethod
-    @collective("grid.data")
-    def publish(self) -> None:
-        """Make updated values visible to all ranks, and wait for theirs; those of other nodes come as fp32, whatever the codec.
-
-        Collective over grid.data.
-
-        Raises:
-            StallError: other ranks stayed away too long.
-        """
-
-    @property
-    @abstractmethod
-    def sent_nbytes(self) -> int:
-        """Bytes that this rank has sent to other nodes so far."""
-
-    @abstractmethod
-    @collective("grid.data")
-    def free(self) -> None:
-        """Give all communicators back.
-
-        Collective over grid.data.
-        """
+    def at(self, step: int) -> float:
+        """Return the share of a step, counted from 0. Local."""
+        return warm_up_share(self.share, step, self.warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -141,6 +84,12 @@ class GradientExchange(Exchange):
         timeout_s: float,
         spin: bool,
         allow: Sequence[str] = ("exact", "bf16"),
+        progress_thread: str = "auto",
+        topk: TopkShare | None = None,
+        warmup_mode: str = "bf16",
+        scales: ValueScales | None = None,
+        *,
+        feedback: bool = False,
     ) -> None:
         """Set the exchange up.
 
@@ -149,10 +98,19 @@ class GradientExchange(Exchange):
         Args:
             grid: the process grid.
             memory: parameters of this rank, which say what it owns.
-            mode: codec between nodes, see `make_codec`; auto measures now and later which of `allow` is fastest.
+            mode: codec between nodes, see `compress.modes`; auto measures now and later which of `allow` is fastest.
             timeout_s: give up when nothing moves for this long.
             spin: poll a little before sleeping; only where ranks do not outnumber cores.
             allow: codecs that auto may choose.
+            progress_thread: whether a thread moves messages between nodes meanwhile, see `choose_progress_thread`.
+            topk: share of the values that topk sends; None: the default.
+            warmup_mode: codec between nodes in steps that are `warming`.
+            scales: by which gradients are divided before they are encoded; None: they are not.
+            feedback: whether there is a residual, although the mode needs none.
+
+        Raises:
+            CodecError: the mode is no codec.
+            GridError: a thread must be, but MPI does not admit it.
         """
         self._grid = grid
         codecs = (mode,) if mode != AUTO else tuple(allow) if memory.ownership.num_nodes > 1 else ("exact",)
@@ -161,14 +119,14 @@ class GradientExchange(Exchange):
         rank = grid.data_in_node.Get_rank()
         between_nodes = rank < grid.num_owners and grid.data_across.Get_size() > 1
         self._peers = grid.data_across.Dup()
-        self.residual = np.zeros(bounds[-1], np.float32) if FEEDBACK_CODECS & set(codecs) else None
+        self.residual = np.zeros(bounds[-1], np.float32) if needs_feedback(codecs) or feedback else None
         self._engine = native.Exchange(
             grads=memory.grads,
             signals=memory.signals,
             rank=rank,
             num_owners=grid.num_owners,
             peers=self._peers.py2f() if between_nodes else None,
-            codec=make_codec(codecs[0]).number,
+            codec=codec_number(codecs[0]),
             bounds=bounds,
             timeout_s=timeout_s,
             spin_s=_SPIN_S if spin else 0.0,
@@ -176,9 +134,14 @@ class GradientExchange(Exchange):
             residual=self.residual,
             # Copies must get the same bits, and a codec's depend on what lies beside them.
             exact_until=memory.layout.private_start,
+            background=choose_progress_thread(progress_thread, memory.ownership.num_nodes > 1) and between_nodes,
         )
+        self._topk = topk or TopkShare()
+        self._fixed, self._warmup_mode, self._scales = codecs[0], warmup_mode, scales
+        self._gaps = memory.layout.gaps(bounds[-1])
+        self._own_grad = memory.grads[rank]
         self._choice = self._measure(codecs) if mode == AUTO else None
-        self._way = ""
+        self._way, self._has_begun = "", False
         self._next_bucket = self._engine.num_buckets - 1
         self.owned_slices = cut_slices(memory.layout, memory.ownership, grid.is_first_data_node)
 
@@ -194,7 +157,7 @@ class GradientExchange(Exchange):
             grid.data.Allreduce(MPI.IN_PLACE, values, MPI.MAX)
             return [float(s) for s in grid.data.bcast(values)]
 
-        machine = grid.data.bcast(probe_machine(spread, codecs))
+        machine = grid.data.bcast(probe_machine(spread, codecs, self._topk.share))
         return ReduceChoice(machine, codecs, slowest, plain=False, logs=grid.rank == 0)
 
     @collective("grid.data")
@@ -203,17 +166,38 @@ class GradientExchange(Exchange):
         self._way = "fixed"
         if self._choice is not None:
             self._way = self._choice.next(4 * self._bounds[-1])
-            self._engine.set_codec(make_codec(self._way).number)
+
+    def _begin_exchange(self) -> None:
+        """Set the codec of this step, and bring what is owed to its units."""
+        way = self._fixed if self._choice is None else self._way
+        self._engine.set_codec(codec_number(self._warmup_mode if self.warming else way))
+        if self._scales is not None and self.residual is not None and not self.warming:
+            self._scales.divide_residual(self.residual)
+
+    @collective("grid.data")
+    def begin_step(self, step: int) -> None:
+        """Set the share that topk sends in a step, and find the scales of values in the first one after a warm-up.
+
+        Collective over grid.data.
+        """
+        self._engine.set_share(self._topk.at(step))
+        if self._scales is not None and not self.warming:
+            self._scales.find_scales()
 
     def start_from(self, offset: int) -> None:
         """Start the buckets of weights that begin at or after an offset of the flat buffer; those must be complete. Local."""
         if not self._way:  # the first step, when the log is open; nothing was measured yet to agree on
             self._choose()
+        if self._next_bucket == self._engine.num_buckets - 1 and not self._has_begun:
+            self._has_begun = True
+            self._begin_exchange()
         while self._next_bucket >= 0 and self._bounds[self._next_bucket] >= offset:
             bucket = self._next_bucket
             self._memory.download_grad(self._bounds[bucket], self._bounds[bucket + 1])
             if self.outgoing is not None:
                 self.outgoing(self._bounds[bucket], self._bounds[bucket + 1])
+            if self._scales is not None and not self.warming:
+                self._scales.divide(self._bounds[bucket], self._bounds[bucket + 1])
             self._engine.start(bucket)
             self._next_bucket -= 1
 
@@ -229,8 +213,16 @@ class GradientExchange(Exchange):
         self.start_from(0)
         begin = time.perf_counter()
         self._engine.finish()
-        if self._choice is not None:  # what the backward pass did not hide
+        if self._choice is not None and not self.warming:  # what the backward pass did not hide
             self._choice.record(4 * self._bounds[-1], self._way, time.perf_counter() - begin)
+        if self.residual is not None:
+            # sign1 makes something of the zeros between weights, which no checkpoint holds, and other scales of that.
+            for gap in self._gaps:
+                self.residual[gap] = 0
+        if self._scales is not None and self.warming:
+            self._scales.learn()
+        elif self._scales is not None:
+            self._scales.multiply(self.residual)
         sum_statistics(self._grid, self._memory)
 
     @collective("grid.data")
@@ -244,7 +236,7 @@ class GradientExchange(Exchange):
         """
         self._memory.gather_values(self._grid)
         self._engine.publish()
-        self._next_bucket = self._engine.num_buckets - 1
+        self._next_bucket, self._has_begun = self._engine.num_buckets - 1, False
         self._memory.upload()
         self._choose()
 
@@ -260,35 +252,3 @@ class GradientExchange(Exchange):
         Collective over grid.data.
         """
         self._peers.Free()
-
-
-def cut_slices(layout: ParameterLayout, ownership: Ownership, first_node: bool) -> tuple[OwnedSlice, ...]:
-    """Return what a rank owns, cut from parameter to parameter. Local.
-
-    Args:
-        layout: where the parameters lie.
-        ownership: what the rank owns.
-        first_node: whether this node's copy counts of what all nodes hold alike.
-    """
-    slices: list[OwnedSlice] = []
-    for low, high in ownership.owned:
-        alone = ownership.pieces_differ and high <= layout.statistics_start
-        for block, start in zip(layout.blocks, layout.offsets, strict=True):
-            begin, end = max(low, start), min(high, start + block.size)
-            if begin < end:
-                slices.append(OwnedSlice(begin, end, block.spec, block.is_primary and (alone or first_node)))
-    return tuple(slices)
-
-
-@collective("grid.data")
-def sum_statistics(grid: ProcessGrid, memory: NodeParameters) -> None:
-    """Add up what the data ranks' layers change of running statistics, exactly whatever the codec.
-
-    Collective over grid.data. They are few, complete only with the first layer, and of other sizes than gradients:
-    in a block of a codec the small ones would vanish beside the large ones.
-    """
-    start, stop = memory.layout.statistics_start, memory.layout.num_values
-    if start < stop:
-        memory.download_grad(start, stop)
-        own = memory.grads[grid.data_in_node.Get_rank()][start:stop]
-        own[...] = sum_in_rank_order(grid.data, own)

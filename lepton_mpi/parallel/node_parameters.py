@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,8 @@ class NodeParameters:
         sent_nbytes: bytes of values that this rank has given to other nodes so far, a copy to each.
         device_values, device_grad: the arrays that the layers use: the host arrays themselves on a CPU, copies on a GPU.
         parameters: the parameters as views into the device arrays.
+        background_readers: what waits until somebody who reads values and slots in the background, such as a thread that copies
+            them for a checkpoint, is done with the state of now; see `settle`.
     """
 
     @collective("grid.node")
@@ -102,6 +104,7 @@ class NodeParameters:
         self.grads = [memory.array(start, num, np.float32) for start in group.grads]
         self.signals: NDArray[np.uint8] = memory.array(group.signals, group.signal_nbytes, np.uint8)
         self.sent_nbytes = 0
+        self.background_readers: list[Callable[[], None]] = []
         self._xp = xp
         own_grad = self.grads[grid.data_in_node.Get_rank()]
         self.device_values: Any = self.values if xp is np else xp.zeros(num, xp.float32)
@@ -121,6 +124,15 @@ class NodeParameters:
             self.layout.view(i, self.values)[first:last] = initial_values(block, seed, (first, last))
         grid.node.Barrier()
         self.upload()
+
+    def settle(self) -> None:
+        """Wait until nobody on this rank still reads values and slots in the background. Local.
+
+        Every rank calls it before any rank of the node may change them, with a message of all these ranks between the two, since
+        ranks read what others own.
+        """
+        for wait_for_reader in self.background_readers:
+            wait_for_reader()
 
     def zero_grad(self) -> None:
         """Set the own gradient to zero. Local."""

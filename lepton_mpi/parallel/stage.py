@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, final
 
 from lepton_mpi.comm.contract import collective
@@ -93,7 +94,7 @@ class Stage:
         """Return the input's gradient and what `backward_weight` needs. Collective over grid.shard."""
         pending: list[Any] = [None] * len(self._layers)
         for i in reversed(range(len(self._layers))):
-            dy, pending[i] = self._layer_backward(i, dy, saved)
+            dy, pending[i] = self._layers[i].backward_input(dy, self._take_saved(i, saved), self._wants_dx(i))
         return dy, pending
 
     def backward_weight(self, pending: list[Any], observer: GradientObserver, micro_batch: int) -> None:
@@ -107,18 +108,20 @@ class Stage:
     def backward(self, dy: Any, saved: list[Any], observer: GradientObserver, micro_batch: int) -> None:
         """Do both halves layer by layer, while the gradient is in the cache. Collective over grid.shard."""
         for i in reversed(range(len(self._layers))):
-            dy, pending = self._layer_backward(i, dy, saved)
-            self._layers[i].backward_weight(pending)
-            observer.layer_done(self._first_layer + i, micro_batch)
+            complete = partial(observer.layer_done, self._first_layer + i, micro_batch)
+            dy = self._layers[i].backward(dy, self._take_saved(i, saved), self._wants_dx(i), complete)
 
-    def _layer_backward(self, i: int, dy: Any, saved: list[Any]) -> tuple[Any, Any]:
-        """Return the gradient of a layer's input and what its weights need."""
+    def _wants_dx(self, i: int) -> bool:
+        return i > 0 or not self._skip_dx
+
+    def _take_saved(self, i: int, saved: list[Any]) -> Any:
+        """Return what the backward pass of a layer needs."""
         kept, saved[i] = saved[i], None  # its memory is needed now
         if self._recompute:
             # The same bits as before: layers keep no state, and what is random in them is keyed by step and row. Running
             # statistics move in the backward pass of the weights, so they do not move twice.
             _, kept = self._layers[i].forward(*kept)
-        return self._layers[i].backward_input(dy, kept, i > 0 or not self._skip_dx)
+        return kept
 
 
 def build_stages(

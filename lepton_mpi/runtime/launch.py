@@ -15,18 +15,19 @@ from lepton_mpi.runtime.mpi import MPI, launched_rank, start_mpi
 Command = Callable[[MPI.Intracomm, FailureReport], int]
 
 
-def run_command(command: Command) -> int:
+def run_command(command: Command, several_threads: bool | None = None) -> int:
     """Run a command on this rank and return its exit code. Collective over the world.
 
     Args:
         command: called with all ranks and a report of failures.
+        several_threads: see `start_mpi`.
 
     Returns:
         The command's own code; 2 for mistakes of the user, 1 for failures of the run, if all
         ranks failed alike. If only some did, the job is aborted with that code.
     """
     try:
-        world = start_mpi()
+        world = start_mpi(several_threads)
     except LeptonError as error:
         if launched_rank() == 0:
             sys.stderr.write(f"lepton_mpi: {error}\n")

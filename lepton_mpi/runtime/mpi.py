@@ -16,6 +16,7 @@ mpi4py.rc.finalize = True
 from mpi4py import MPI as MPI  # noqa: E402
 
 from lepton_mpi.errors import GridError  # noqa: E402
+from lepton_mpi.runtime.threads import ranks_on_node  # noqa: E402
 
 # What a launcher tells a process about the size of its job; the first that is set counts.
 _LAUNCHER_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS")
@@ -52,10 +53,15 @@ def mpi_library() -> str:
     return MPI.Get_library_version().splitlines()[0].strip().rstrip("\0").split(", package")[0]
 
 
-def start_mpi() -> MPI.Intracomm:
+def start_mpi(several_threads: bool | None = None) -> MPI.Intracomm:
     """Initialise MPI if nobody has, and return the world communicator.
 
     Collective over the world.
+
+    Args:
+        several_threads: whether to ask for MPI_THREAD_MULTIPLE, which makes calls inside a node slower (of 8 bytes, a sum by
+            6% under Open MPI 5 and by 90% under MPICH 4); None: where the launcher says that there are several nodes, since
+            then a thread may move messages while another computes.
 
     Returns:
         `MPI.COMM_WORLD`. Never communicate on it: duplicate it first.
@@ -65,7 +71,8 @@ def start_mpi() -> MPI.Intracomm:
             `mpirun` belongs to another MPI than the one mpi4py loaded.
     """
     if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+        wanted = launched_ranks() > ranks_on_node() if several_threads is None else several_threads
+        MPI.Init_thread(MPI.THREAD_MULTIPLE if wanted else MPI.THREAD_SERIALIZED)
     expected, size = launched_ranks(), MPI.COMM_WORLD.Get_size()
     if expected > 1 and size == 1:
         raise GridError(
@@ -74,3 +81,25 @@ def start_mpi() -> MPI.Intracomm:
             "(in the project's environment: .venv/bin/mpirun), or rebuild mpi4py and lepton_mpi with yours"
         )
     return MPI.COMM_WORLD
+
+
+def choose_progress_thread(how: str, several_nodes: bool) -> bool:
+    """Return whether a thread of its own is to move messages between nodes. Local; equal on all ranks.
+
+    Args:
+        how: "on", "off", or "auto": where MPI admits it.
+        several_nodes: whether there is anything to move.
+
+    Raises:
+        GridError: it must be, but MPI was started for one thread at a time.
+    """
+    if how == "off" or not several_nodes:
+        return False
+    if MPI.Query_thread() >= MPI.THREAD_MULTIPLE:
+        return True
+    if how == "on":
+        raise GridError(
+            "reduce.progress_thread: on needs MPI_THREAD_MULTIPLE, which MPI was not asked for or does not give "
+            f"({mpi_library()}): on a single host say it on the command line rather than in a file, or set it to auto"
+        )
+    return False

@@ -30,7 +30,16 @@ def main(argv: Sequence[str], program: str = "python -m lepton_mpi.train") -> in
         argv: arguments without the program's name; rank 0's count.
         program: the command as the user types it, for the help text.
     """
-    return run_command(partial(_main, argv, program))
+    return run_command(partial(_main, argv, program), _wants_several_threads(argv))
+
+
+def _wants_several_threads(argv: Sequence[str]) -> bool | None:
+    """Return what the command line says of reduce.progress_thread; MPI must know before rank 0 can read a file. Local."""
+    for argument, following in reversed(list(zip(argv, [*argv[1:], ""], strict=True))):
+        name, given, value = argument.partition("=")
+        if name == "--reduce.progress_thread":
+            return {"on": True, "off": False}.get(value if given else following)
+    return None
 
 
 def _main(argv: Sequence[str], program: str, world: MPI.Intracomm, report: FailureReport) -> int:

@@ -53,6 +53,7 @@ def _swap(network: Network) -> None:
     """Exchange the two arrays. Collective over grid.world. Nodes that keep a part of the average each give it to the others."""
     memory, node = network.memory, network.grid.node
     average = memory.slots[EMA_SLOT]
+    memory.settle()
     node.Barrier()  # nobody still reads the old ones
     for start, stop in memory.ownership.owned:
         here = memory.slot_range(start, stop)

@@ -75,7 +75,7 @@ def save(
 
 @collective("grid.world")
 def slices_to_save(network: Network, normalisation: Normalisation, extras: Sequence[ExtraState] = ()) -> list[TensorSlice]:
-    """Return what this rank writes of a checkpoint: views of live memory, to be read before the next step.
+    """Return what this rank writes of a checkpoint: views of live memory, to be read before the next update.
 
     Collective over grid.world. Every block is written by the ranks that share it on one node, some rows each.
     """
@@ -130,11 +130,12 @@ def load(network: Network, path: Path, kind: str = PARAM, extras: Sequence[Extra
         CheckpointError: it belongs to another model or optimizer, or cannot be read; on all ranks alike.
     """
     grid = network.grid
+    network.memory.settle()
     grid.node.Barrier()  # nobody still looks at the weights that are to go
     state, normalisation, groups = do_on_all(grid.world, lambda: _read_own(network, path, kind, extras))  # also: all is in place
     network.memory.upload()
     for extra in extras:
-        if extra.group not in groups and grid.rank == 0:
+        if extra.group not in groups and extra.warns and grid.rank == 0:
             _log.warning("%s has no %s: it begins anew", path.name, extra.group)
         extra.loaded(extra.group in groups)
     return state, normalisation

@@ -26,18 +26,18 @@ from lepton_mpi.optim.groups import ParameterGroup, assign_groups
 from lepton_mpi.optim.optimizer import Optimizer
 from lepton_mpi.optim.registry import make_optimizer
 from lepton_mpi.optim.schedule import decay_end
-from lepton_mpi.parallel.exact_exchange import ExactExchange
+from lepton_mpi.parallel.exchange import Exchange
 from lepton_mpi.parallel.extra_state import ExtraState
-from lepton_mpi.parallel.gradient_exchange import Exchange, GradientExchange
 from lepton_mpi.runtime.device import select_device
 from lepton_mpi.runtime.mpi import MPI
-from lepton_mpi.runtime.threads import is_oversubscribed, ranks_on_node
+from lepton_mpi.runtime.threads import ranks_on_node
 from lepton_mpi.train.averaging import EMA_SLOT, start_average
+from lepton_mpi.train.compression import warmup_steps
+from lepton_mpi.train.exchange_choice import make_exchange
 from lepton_mpi.train.inference import inference_loader, wants_inputs
 from lepton_mpi.train.network import Network, build_network, choose_shape, declare_model
 from lepton_mpi.train.objective import make_loss, make_metrics, make_preparation
 from lepton_mpi.train.pipelining import choose_pipelining
-from lepton_mpi.train.residual_state import ResidualState
 from lepton_mpi.train.step import Training
 from lepton_mpi.train.virtual_grid import choose_virtual_grid
 
@@ -211,19 +211,7 @@ def build_engine(world: MPI.Intracomm, config: Config, data: DataShape) -> Engin
     )
     network.memory.initialise(network.grid, config.train.seed)
     start_average(network)
-    spin = not is_oversubscribed()
-    exchange: Exchange
-    if network.totals:
-        exchange = ExactExchange(network.grid, network.memory, network.totals)
-    else:
-        reduce = config.reduce
-        exchange = GradientExchange(network.grid, network.memory, reduce.mode, reduce.timeout_s, spin, reduce.allow)
-        if exchange.residual is not None:
-            shapes = {spec.name: spec.shape for spec in model.parameters if spec.role == "weight"}
-            memory = network.memory
-            state = ResidualState(network.grid, memory.layout, memory.ownership, shapes, exchange.residual)
-            exchange.extra_states = (state,)
-    return Engine(network, exchange, optimizer, groups)
+    return Engine(network, make_exchange(network, config.reduce, config.optimizer.name, config.train.seed), optimizer, groups)
 
 
 def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisation: Normalisation) -> Run:
@@ -271,10 +259,11 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
         epoch_steps = config.train.epochs * loader.steps_per_epoch
     num_steps = config.train.steps or epoch_steps
     decay_step = decay_end(config.optimizer, epoch_steps, num_steps)
+    optimizer = engine.optimizer.for_steps(decay_step)
     training = Training(
         network=network,
         exchange=engine.exchange,
-        optimizer=engine.optimizer.for_steps(decay_step),
+        optimizer=optimizer,
         optimizer_config=config.optimizer,
         groups=engine.groups,
         loss=make_loss(model, config.train, network.place),
@@ -282,6 +271,7 @@ def attach_data(engine: Engine, config: Config, splits: DataSplits, normalisatio
         loader=loader,
         num_steps=num_steps,
         decay_step=decay_step,
+        warmup_steps=warmup_steps(config.reduce, optimizer, config.optimizer.name, decay_step),
     )
     tested = test_set.num_samples > 0 and (test_set.label_kind != "none" or model.task.labels == "none")
     _check_watching(config, make_metrics(model), tested)

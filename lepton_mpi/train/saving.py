@@ -12,6 +12,7 @@ from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.retention import Retention, remove_checkpoint
 from lepton_mpi.checkpoint.saver import BackgroundSaver
 from lepton_mpi.checkpoint.storage import Storage
+from lepton_mpi.checkpoint.worker import Worker
 from lepton_mpi.checkpoint.writer import write_checkpoint
 from lepton_mpi.comm.agreement import do_on_root
 from lepton_mpi.comm.contract import collective
@@ -76,6 +77,9 @@ class Saving:
         self._storage.pairs()  # says at once what is malformed
         self._retention = Retention(config.keep_last, config.keep_every)
         self._saver = BackgroundSaver(self._world, self._storage) if self._is_asynchronous() else None
+        if self._saver is not None:
+            run.network.memory.background_readers.append(self._saver.settle)
+        self._tidying = Worker("older checkpoints")
         # One way to write a run's files, whether anybody waits for it or not.
         self._driver = "direct" if self._saver is not None else config.driver
         self._saved_step = step if step else -1  # where the run begins there is nothing saved yet
@@ -128,6 +132,7 @@ class Saving:
             SaveError: the state could not be saved, several tries long.
         """
         self.drain()
+        self._tidying.wait()
         for number in range(1, _LAST_TRIES + 1):
             if self._root is None or self._saved_step == state.step:
                 break
@@ -169,13 +174,21 @@ class Saving:
     def abandon(self) -> None:
         """Drop the save in flight. Local; for a rank that ends by an error."""
         if self._saver is not None:
+            self._stop_reading(self._saver)
             self._saver.abandon()
 
     @collective("grid.world")
     def close(self) -> None:
         """Give communicators back. Collective over grid.world."""
+        self._tidying.wait()
         if self._saver is not None:
+            self._stop_reading(self._saver)
             self._saver.close()
+
+    def _stop_reading(self, saver: BackgroundSaver) -> None:
+        readers = self._run.network.memory.background_readers
+        if saver.settle in readers:
+            readers.remove(saver.settle)
 
     def _is_due(self, step: int) -> bool:
         every = self._config.every_steps
@@ -224,6 +237,7 @@ class Saving:
     @collective("grid.world")
     def _prepare(self, root: Path) -> None:
         """Let the watcher look after the folder. Collective over grid.world."""
+        self._tidying.wait()  # for the space that older checkpoints take
         with failing_together(self._world, f"prepare {root}"):
             if self._world.Get_rank() == 0:
                 try:
@@ -253,7 +267,18 @@ class Saving:
         self._saved_step, self._failures, self._retry_at = self._target_step, 0, -1
         self._watcher.checkpoint_done(path)
         if self._world.Get_rank() == 0:
-            self._prune(path)
+            self._tidy(path)
+
+    def _tidy(self, newest: Path) -> None:
+        """Delete what need not stay: a file takes longer to free than training may wait."""
+        self._tidying.wait()
+        if self._saver is None:
+            self._prune(newest)
+            return
+        try:
+            self._tidying.start(lambda: self._prune(newest))
+        except RuntimeError:  # the system has no thread left
+            self._prune(newest)
 
     def _prune(self, newest: Path) -> None:
         """Delete what need not stay; what fails here fails no checkpoint."""

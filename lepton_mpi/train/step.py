@@ -23,7 +23,7 @@ from lepton_mpi.optim.clipping import clip_scale
 from lepton_mpi.optim.groups import ParameterGroup
 from lepton_mpi.optim.optimizer import Optimizer
 from lepton_mpi.optim.schedule import learning_rate
-from lepton_mpi.parallel.gradient_exchange import Exchange
+from lepton_mpi.parallel.exchange import Exchange
 from lepton_mpi.parallel.pipeline import LocalLoss, MicroBatches
 from lepton_mpi.parallel.stage import CompleteFrom
 from lepton_mpi.train.network import Network
@@ -47,6 +47,7 @@ class Training:
         loader: batches of this data rank.
         num_steps: steps of the whole run.
         decay_step: step at which the learning rate has fallen to its end.
+        warmup_steps: steps whose sums travel in nearly full precision, see `train.compression`.
     """
 
     network: Network
@@ -59,6 +60,7 @@ class Training:
     loader: BatchSource
     num_steps: int
     decay_step: int
+    warmup_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,15 @@ def train_step(training: Training, state: TrainState, stop_requested: bool) -> t
     owned = exchange.owned_slices
     exact = bool(network.totals)
     updater = SliceUpdater(network.grid, network.memory, owned, training.optimizer, training.groups, training.ema_decay, exact)
+    exchange.warming = state.step < training.warmup_steps
+    exchange.begin_step(state.step)  # data axis, where scales of gradients are made
     exchange.outgoing = updater.outgoing(state.step + 1)
     # A mean over the labels, if they all count alike; the vote tells their true weight, and the update then corrects for it.
     usual_weight = batch.num_global * labels_a_sample(network.model)
     local = _make_gradients(training, batch, state.step, 1.0 / usual_weight)
     while network.totals and not network.totals.settle():  # whole grid: the units of exact sums did not fit these gradients
         local = _make_gradients(training, batch, state.step, 1.0 / usual_weight)
+    network.memory.settle()  # the vote then tells every rank that nobody still reads the old state
     vote = _vote(training, state, batch, local, stop_requested, usual_weight, data_wait_s)  # whole grid
     lr = learning_rate(training.optimizer_config, state.step, training.decay_step)
     clip = clip_scale(vote.grad_norm, training.optimizer_config.clip_norm)

@@ -12,7 +12,7 @@ from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
 from lepton_mpi.optim.groups import ParameterGroup
 from lepton_mpi.optim.optimizer import Optimizer
-from lepton_mpi.parallel.gradient_exchange import OwnedSlice
+from lepton_mpi.parallel.exchange import OwnedSlice
 from lepton_mpi.parallel.node_parameters import NodeParameters
 from lepton_mpi.train.averaging import EMA_SLOT
 from lepton_mpi.train.norms import norms_of_parts

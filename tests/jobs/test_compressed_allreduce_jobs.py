@@ -25,7 +25,7 @@ import numpy as np
 
 comm = MPI.COMM_WORLD
 assert MPI.Query_thread() == MPI.THREAD_MULTIPLE
-error = {"exact": 0.0, "bf16": 2**-8, "int8": 0.5 / 127, "int4": 0.5 / 7, "sign1": 2.0}
+error = {"exact": 0.0, "bf16": 2**-8, "int8": 0.5 / 127, "int4": 0.5 / 7, "sign1": 2.0, "topk": 1.0, "powersgd": 20.0}
 for codec in error:
     for ranks_per_node in map(int, sys.argv[2:]):
         options = {"chunk_mib": 0.02, "timeout_s": 60.0, "ranks_per_node": ranks_per_node, "background": sys.argv[1] == "yes"}
@@ -33,7 +33,8 @@ for codec in error:
         arrays, pending = [], []
         for size in (1, comm.size - 1, 1025, 100_003):
             arrays.append(np.random.default_rng([comm.rank, size]).uniform(-1, 1, size).astype(np.float32))
-            pending.append(allreduce.start(arrays[-1], name=str(size)))
+            shapes = [(size // 5, 5), (size % 5,)] if codec == "powersgd" else None
+            pending.append(allreduce.start(arrays[-1], name=str(size), shapes=shapes))
         comm.Barrier()  # other communication in between
         for array, sum_ in zip(arrays, pending):
             sum_.finish()

@@ -70,6 +70,22 @@ def test_what_feedback_owes_survives_a_change_of_the_grid(train: Trainer) -> Non
     assert np.isfinite(moved.losses).all()
 
 
+@pytest.mark.parametrize(("mode", "ranks", "shape"), [("topk", 3, "3x1x1"), ("powersgd", 2, "2x1x1"), ("sign1", 2, "2x1x1")])
+def test_modes_with_feedback_learn_and_go_on_to_the_bit(train: Trainer, mode: str, ranks: int, shape: str) -> None:
+    small = ("--optimizer.lr", 0.01, "--reduce.bucket_mib", 0.01, "--reduce.topk_share", 0.1, "--reduce.powersgd_rank", 2)
+    options = (*SMALL, *grid(shape), *small, "--grid.ranks_per_node", 1, "--reduce.mode", mode, "--reduce.warmup_share", 0.01)
+    whole = train(ranks, *options, "--train.steps", NUM_STEPS, "--train.check_replicas_every", 6)
+    exact = train(ranks, *options, "--reduce.mode", "exact", "--train.steps", NUM_STEPS)
+    assert whole.sha256 != exact.sha256
+    assert whole.losses[-1] < 0.7 * whole.losses[0]
+    # The decay, and so the end of the warm-up, follows from the epochs.
+    first = train(ranks, *options, "--train.steps", 10)
+    second = train(ranks, *options, "--train.steps", NUM_STEPS, folder=first.folder)
+    assert second.sha256 == whole.sha256
+    moved = train(1, *options, *grid("1x1x1"), "--train.steps", NUM_STEPS + 1, folder=first.folder)
+    assert np.isfinite(moved.losses).all()
+
+
 def test_auto_says_what_it_chose_and_trains(train: Trainer) -> None:
     options = (*OPTIONS, "--grid.ranks_per_node", 2, "--reduce.mode", "auto")
     job = train(4, *options)

@@ -36,7 +36,7 @@ void show_codec(Codec codec, const std::vector<float>& x, const std::string& of)
 void show_topk(float threshold, const std::vector<float>& x, const std::string& of) {
   const std::size_t n = x.size();
   std::vector<std::byte> payload(topk_max_nbytes(n) + 1);
-  std::vector<float> out = make_values(n, 5), residual = make_values(n, 6), velocity = make_values(n, 7);
+  std::vector<float> out = make_values(n, 5), residual = make_values(n, 6);
   const auto show_payload = [&](const std::string& name, TopkResult result) {
     show(name + " at " + std::to_string(threshold) + of, payload.data() + 1, result.nbytes);
     topk_decode_add(payload.data() + 1, result.nbytes, n, out.data());
@@ -44,11 +44,8 @@ void show_topk(float threshold, const std::vector<float>& x, const std::string& 
   show_payload("topk_encode", topk_encode(x.data(), n, threshold, payload.data() + 1));
   show_payload("topk_encode_with_feedback",
                topk_encode_with_feedback(x.data(), residual.data(), n, threshold, payload.data() + 1));
-  show_payload("topk_encode_with_momentum", topk_encode_with_momentum(x.data(), velocity.data(), residual.data(), n,
-                                                                      0.9f, threshold, payload.data() + 1));
   show("sums of topk_decode_add" + of, out);
   show("residual of topk" + of, residual);
-  show("velocity of topk" + of, velocity);
 }
 
 }  // namespace

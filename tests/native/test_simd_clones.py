@@ -15,6 +15,7 @@ CPU = KERNELS / "cpu"
 AREAS = {
     "codecs": ["codecs_float", "codecs_int4", "codecs_int8", "codecs_sign1", "topk"],
     "gradients": ["exact_sum", "sum", "updates"],
+    "low_rank": ["low_rank"],
     "images": ["batch_norm", "depthwise", "images"],
     "elements": ["bf16_rounding", "dropout", "elementwise", "embedding"],
     "rows": ["cross_entropy", "normalisation", "softmax"],

@@ -1,19 +1,15 @@
 // The sum of arrays over all ranks: exactly through shared memory inside a node, by a PeerExchange between nodes.
 #pragma once
 
-#include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
-#include <exception>
-#include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "lepton/extent.hpp"
 #include "lepton/peer_exchange.hpp"
+#include "lepton/progress_thread.hpp"
 #include "lepton/signals.hpp"
 
 namespace lepton {
@@ -28,10 +24,11 @@ struct AllReduceOptions {
   std::vector<int> peer_ranks;
   double timeout_s = 300;
   double spin_s = 0;
-  bool background = false;  // a thread makes progress between start and finish; needs MPI_THREAD_MULTIPLE
+  MPI_Comm world = MPI_COMM_NULL;  // all ranks, in an order of their own; for sum_by_mpi only
+  bool background = false;         // a thread makes progress between start and finish; needs MPI_THREAD_MULTIPLE
 };
 
-// One array to sum. All ranks start the same operations, alike in size, codec and scale, in the same order.
+// One array to sum. All ranks start the same operations, alike in size, codec, scale and share, in the same order.
 struct Reduction {
   const float* input = nullptr;  // null: this rank adds zeros; may be `output`
   float* output = nullptr;
@@ -39,6 +36,7 @@ struct Reduction {
   Codec codec = Codec::exact;
   float* residual = nullptr;  // null, or error feedback: [size], of which the owned slice is used
   float scale = 1.0f;         // of the sum
+  double share = 1.0;         // of the values that topk sends
 };
 
 // One rank's part. The array is cut into a slice for each owner of a node, and these into chunks that follow each other
@@ -47,7 +45,6 @@ class AllReduce {
  public:
   // signals: zeroed memory shared by the node; staging: likewise, of staging_values floats.
   AllReduce(std::byte* signals, std::size_t signal_nbytes, float* staging, MPI_Comm peers, AllReduceOptions options);
-  ~AllReduce();
   AllReduce(const AllReduce&) = delete;
   AllReduce& operator=(const AllReduce&) = delete;
 
@@ -58,6 +55,10 @@ class AllReduce {
 
   // Queues a reduction and returns its number. Its memory must stay valid until it is finished.
   std::uint64_t start(const Reduction& reduction);
+  // Start and finish in one call; returns the seconds that it took.
+  double sum(const Reduction& reduction);
+  // The same by MPI_Allreduce in place: no order of its own, and none of what start does.
+  double sum_by_mpi(float* values, std::int64_t size, float scale);
   // Does whatever can be done without waiting; true if anything was.
   bool progress();
   // Blocks until a reduction, and so all before it, is complete here.
@@ -95,8 +96,6 @@ class AllReduce {
   bool sums_everywhere(const Operation& operation) const;
   bool reached(int counter, std::uint64_t value) const;
   std::string absent() const;
-  void run_in_background();
-  void rethrow();
 
   AllReduceOptions options_;
   Signals signals_;
@@ -108,13 +107,7 @@ class AllReduce {
   std::uint64_t num_started_ = 0, num_done_ = 0, num_chunks_ = 0;
   std::uint64_t next_in_ = 0, next_sum_ = 0, next_reduced_ = 0, next_out_ = 0;
   double wait_s_ = 0;
-
-  std::mutex mutex_;
-  std::condition_variable work_;
-  std::atomic<int> callers_{0};  // in finish(); the thread leaves the work to them
-  bool stopping_ = false;
-  std::exception_ptr failure_;
-  std::thread thread_;
+  ProgressThread background_;  // the last, since it uses the others
 };
 
 }  // namespace lepton

@@ -8,13 +8,15 @@
 namespace lepton {
 
 // The numbers are part of the wire format.
-enum class Codec : int { exact = 0, bf16 = 1, int8 = 2, fp16 = 3, int4 = 4, sign1 = 5 };
+// topk has payloads of its own length, see payload.hpp and topk.hpp: the functions below that write or read payloads
+// refuse it.
+enum class Codec : int { exact = 0, bf16 = 1, int8 = 2, fp16 = 3, int4 = 4, sign1 = 5, topk = 6 };
 
 // The longest block of any codec; every block length divides it.
 constexpr std::size_t kMaxBlock = 1024;
 
 // Values that share one scale, so that a payload may be cut only at multiples of it: exact, bf16 and fp16 1, int8 256,
-// int4 64, sign1 1024.
+// int4 64, sign1 1024, topk 1.
 std::size_t block_values(Codec codec);
 
 // Payload bytes of n values: exact 4n, bf16 and fp16 2n, int8 4 ceil(n/256) + n,

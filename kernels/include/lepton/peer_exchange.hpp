@@ -25,6 +25,7 @@ struct PeerSlice {
   float* residual = nullptr;
   // False: a peer ends with the sum of its own piece only, which is not encoded again.
   bool gather = true;
+  double share = 1.0;  // of the values that topk sends; equal on all peers
 };
 
 // How a pipeline is cut.
@@ -69,12 +70,19 @@ class PeerExchange {
   enum class State { free, scattering, gathering, done };
 
   using Requests = std::vector<MPI_Request>;
-  // A chunk on its way. Receives lie at the distance to the peer that they come from, counted backwards.
+  // A payload that comes from a peer: complete when there are no requests left.
+  struct Arrival {
+    Requests requests;
+    std::byte* data = nullptr;
+    std::size_t room = 0;
+    std::size_t nbytes = 0;  // of the payload, once it is complete
+  };
+  // A chunk on its way. Arrivals lie at the distance to the peer that they come from, counted backwards.
   struct Slot {
     PeerSlice chunk;
     State state = State::free;
     std::uint64_t sequence = 0;
-    std::vector<Requests> scattered, gathered;
+    std::vector<Arrival> scattered, gathered;
     Requests sends;
     std::vector<std::byte> outgoing;          // payloads for the peers, then the reduced own piece
     std::vector<std::byte> incoming;          // phase one: the peers' payloads of the own piece
@@ -82,7 +90,7 @@ class PeerExchange {
   };
   struct Piece {
     std::int64_t lo, size;
-    std::size_t nbytes;
+    std::size_t nbytes;  // of its payload, at most
   };
 
   bool advance(Slot& slot);
@@ -95,10 +103,15 @@ class PeerExchange {
   // Adds what is owed to values that travel exactly, or not at all.
   static void settle(const PeerSlice& chunk);
   Piece piece(const PeerSlice& chunk, int peer) const;
+  static std::size_t write(const PeerSlice& chunk, const Piece& piece, std::byte* out);
   int follower(int distance) const { return (peer_ + distance) % num_peers_; }
   int leader(int distance) const { return (peer_ - distance + num_peers_) % num_peers_; }
   void send(Slot& slot, const void* data, std::size_t nbytes, int peer, int phase);
-  void receive(const Slot& slot, Requests& requests, void* data, std::size_t nbytes, int peer, int phase);
+  void receive(const Slot& slot, Arrival& arrival, void* data, std::size_t nbytes, int distance, int phase);
+  void receive_next(const Slot& slot, Arrival& arrival, int distance, int phase);
+  bool arrived(const Slot& slot, Arrival& arrival, int distance, int phase);
+  bool all_arrived(const Slot& slot, std::vector<Arrival>& arrivals, int phase);
+  std::size_t longest_message() const;
 
   MPI_Comm peers_;
   int num_peers_ = 1;

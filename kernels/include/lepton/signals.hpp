@@ -35,7 +35,8 @@ class Signals {
   // A ticket for `sleep`: any `set` after it was taken ends the sleep at once.
   std::uint32_t ticket() const;
   // Returns when a counter changed since the ticket was taken, or after `at_most_s`.
-  void sleep(std::uint32_t ticket, double at_most_s) const;
+  void sleep(std::uint32_t ticket, double at_most_s) const { sleep(ticket, at_most_s, spin_s_); }
+  void sleep(std::uint32_t ticket, double at_most_s, double spin_s) const;
 
   // Blocks until all ranks have reached the value; throws StallError naming those that did not.
   void wait(int counter, std::uint32_t value, double timeout_s, const char* what) const;

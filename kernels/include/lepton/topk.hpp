@@ -17,6 +17,10 @@ std::size_t topk_max_nbytes(std::size_t n);
 // never zero, so that zeros are not sent. Made to be given a sample.
 float topk_threshold(const float* x, std::size_t n, double share);
 
+// A threshold that about share * n of the values of x, or with a residual of x + residual, reach in magnitude, from a
+// sample of at most 16384 of them; x may be null for zeros. It depends on the values alone, not on calls before.
+float topk_sampled_threshold(const float* x, const float* residual, std::size_t n, double share);
+
 struct TopkResult {
   std::size_t nbytes;      // of the payload
   std::size_t num_values;  // that reach the threshold
@@ -29,12 +33,6 @@ TopkResult topk_encode(const float* x, std::size_t n, float threshold, std::byte
 // With x = g + residual, writes the payload of x and sets residual = x - (what the payload decodes to). A block with a
 // NaN or an infinity in x leaves its residual as it was. g may be null: zeros.
 TopkResult topk_encode_with_feedback(const float* g, float* residual, std::size_t n, float threshold, std::byte* out);
-
-// Momentum correction of Lin et al., "Deep gradient compression", ICLR 2018: velocity = momentum * velocity + g,
-// x = residual + velocity, then as with feedback; the velocity of values sent in a sparse payload becomes 0 (momentum
-// factor masking).
-TopkResult topk_encode_with_momentum(const float* g, float* velocity, float* residual, std::size_t n, float momentum,
-                                     float threshold, std::byte* out);
 
 // out[i] = value i of the payload; zero where none was sent. Throws std::invalid_argument where the payload is not one
 // of n values.

@@ -66,6 +66,13 @@ def finish(saver):
     raise AssertionError("the save does not end")
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
 def expect_failure(comm, saver, root, work):
     """Do what must fail, on all ranks alike, and leave nothing; return the message."""
     before = sorted(path.name for path in root.iterdir()) if root.exists() else []
@@ -85,6 +92,7 @@ def test_it_holds_what_a_save_that_waits_holds(comm, root, saver):
         slices = make_slices(comm, step)
         saver.begin(root, step, slices, {"grid": "x", "step_copy": step})
         assert saver.in_flight
+        saver.settle()
         for tensor_slice in slices:
             tensor_slice.array[...] = 99  # training goes on
         path = finish(saver) if step < 3 else saver.drain()
@@ -174,8 +182,10 @@ def test_lost_data_is_found_by_another_ranks_process(comm, root, saver, monkeypa
 
 def test_a_folder_deleted_meanwhile(comm, root, saver):
     saver.begin(root, 1, make_slices(comm, 7), {})
-    comm.Barrier()
     if comm.rank == 0:
+        wait_until(lambda: list(root.glob(".step-*/" + DATA_FILE)))
+        saver.settle()
+        time.sleep(0.05)  # it is made by the thread
         shutil.rmtree(root)
     comm.Barrier()
     with pytest.raises(CheckpointError, match="No such file or directory"):
@@ -206,8 +216,13 @@ def test_disk_full(comm, root, saver):
     try:
         large = BackgroundSaver(comm)
         for _ in range(2):  # it can be tried again
-            begin = lambda: large.begin(root, 1, make_slices(comm, 1, rows=2**17), {})  # noqa: E731
-            assert "No space left" in expect_failure(comm, large, root, begin)
+
+            def save():
+                large.begin(root, 1, make_slices(comm, 1, rows=2**17), {})
+                large.drain()
+
+            message = expect_failure(comm, large, root, save)
+            assert f"cannot begin a checkpoint in {root}: OSError: [Errno 28] No space left" in message
         large.close()
         saver.begin(root, 1, make_slices(comm, 1), {})
         verify_checkpoint(comm, saver.drain())
@@ -248,4 +263,143 @@ def test_abandoned_on_an_error(comm, root, saver):
     saver.abandon()
     comm.Barrier()
     assert not saver.in_flight
-    assert list(root.iterdir()) == []
+    assert not root.exists() or list(root.iterdir()) == []
+
+
+def hold_up(monkeypatch, seconds):
+    """Let copies take a while before they read anything, and return a list of what they then read."""
+    true_copy, copied = saver_module.SavePlan.copy, []
+
+    def copy(plan, slices, memory, dropped):
+        time.sleep(seconds)
+        copied.append([part.array.copy() for part in slices])
+        return true_copy(plan, slices, memory, dropped)
+
+    monkeypatch.setattr(saver_module.SavePlan, "copy", copy)
+    return copied
+
+
+@pytest.mark.parametrize("settles", [True, False])
+def test_what_changes_after_settle_is_not_saved(comm, root, saver, monkeypatch, settles):
+    """And what changes without it is: the copy is made beside whoever began it."""
+    hold_up(monkeypatch, 0.2)
+    slices, expected = make_slices(comm, 3), make_slices(comm, 3 if settles else 99)
+    start = time.monotonic()
+    saver.begin(root, 1, slices, {})
+    assert time.monotonic() - start < 0.2 or comm.size > 1  # nobody waits for it here
+    if settles:
+        saver.settle()
+    comm.Barrier()
+    for changed, new in zip(slices, make_slices(comm, 99), strict=True):
+        changed.array[...] = new.array
+    path = saver.drain()
+    waited = write_checkpoint(comm, root / "waited", 1, expected, {}, "direct")
+    assert content(path) == content(waited)
+
+
+def test_settle_waits_for_nothing_else(comm, root, saver):
+    saver.settle()
+    saver.begin(root, 1, make_slices(comm, 7), {})
+    saver.drain()
+    saver.settle()
+
+
+def test_a_copy_that_fails_on_one_rank(comm, root, saver, monkeypatch):
+    def fail(*args):
+        raise MemoryError("no memory for the copy")
+
+    if comm.rank == comm.size // 2:
+        monkeypatch.setattr(saver_module.SavePlan, "copy", fail)
+    writes = comm.allgather(bool(make_slices(comm, 7)))[comm.size // 2]
+    comm.Barrier()
+
+    def save():
+        saver.begin(root, 1, make_slices(comm, 7), {})
+        saver.settle()  # it is no use to wait any longer
+        saver.drain()
+
+    if writes:
+        if comm.rank == 0:
+            root.mkdir()
+        assert "MemoryError: no memory for the copy" in expect_failure(comm, saver, root, save)
+    monkeypatch.undo()
+    comm.Barrier()
+    saver.begin(root, 2, make_slices(comm, 9), {})
+    verify_checkpoint(comm, saver.drain())
+
+
+def test_no_thread_left(comm, root, saver, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("can't start new thread")
+
+    if comm.rank == 0:
+        root.mkdir()
+        monkeypatch.setattr(saver_module.Worker, "start", fail)
+    comm.Barrier()
+
+    def save():
+        saver.begin(root, 1, make_slices(comm, 7), {})
+        saver.settle()
+        saver.drain()
+
+    assert "can't start new thread" in expect_failure(comm, saver, root, save)
+
+
+def test_an_interrupt_while_waiting_for_the_copy(comm, root, saver, monkeypatch):
+    hold_up(monkeypatch, 0.5)
+    saver.begin(root, 1, make_slices(comm, 7), {})
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    earlier = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        if make_slices(comm, 7):
+            with pytest.raises(KeyboardInterrupt):
+                saver.settle()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
+    saver.abandon()
+    comm.Barrier()
+    assert not root.exists() or list(root.iterdir()) == []
+    monkeypatch.undo()
+    comm.Barrier()
+    saver.begin(root, 2, make_slices(comm, 8), {})
+    verify_checkpoint(comm, saver.drain())
+
+
+def test_a_commit_that_hangs_is_left_alone(comm, root, saver, monkeypatch):
+    """Whoever gives up must not delete what a commit may yet give its name."""
+    true_commit = saver_module.commit
+
+    def slow(*arguments):
+        time.sleep(0.6)
+        true_commit(*arguments)
+
+    monkeypatch.setattr(saver_module, "commit", slow)
+    monkeypatch.setattr(saver_module, "_PARTING_S", 0.1)
+    saver.begin(root, 1, make_slices(comm, 7), {})
+    wait_until(lambda: saver.advance() is None and saver._save.stage == "commit")
+    saver.abandon()
+    if comm.rank == 0:
+        wait_until(lambda: list_checkpoints(root))
+    comm.Barrier()
+    verify_checkpoint(comm, root / "step-000000001")
+    assert sorted(path.name for path in root.iterdir()) in (["LATEST", "step-000000001"], [".LATEST.tmp", "step-000000001"])
+    comm.Barrier()
+    saver._worker.wait()
+
+
+def test_files_of_one_structure_differ_in_attributes_alone(comm, root, saver):
+    for step, attributes in enumerate(
+        ({"a": 1.5, "b": "long", "c": 2}, {"a": float("nan"), "b": "tail", "c": 3}, {"a": 2, "b": ""})
+    ):
+        saver.begin(root, step, make_slices(comm, step), attributes)
+        path = saver.drain()
+        verify_checkpoint(comm, path)
+        waited = write_checkpoint(comm, root / "waited", step, make_slices(comm, step), attributes, "direct")
+        (tensors, found), (expected, wanted) = content(path), content(waited)
+        assert tensors == expected
+        assert repr(found) == repr(wanted)

@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 
 from lepton_mpi.comm import CompressedAllreduce
-from lepton_mpi.comm.allreduce_engine import CODEC_NUMBERS
+from lepton_mpi.compress.modes import MODES
 from lepton_mpi.errors import CodecError, StallError
 from lepton_mpi.runtime.mpi import MPI
 
-CODECS = tuple(CODEC_NUMBERS)
+CODECS = tuple(name for name, mode in MODES.items() if mode.number is not None)
 RANKS_PER_NODE = (0, 1, 2, 3)
 SIZES = (0, 1, 2, 3, 5, 7, 1023, 1024, 1025, 40_961, 300_007)
 # What a value loses when it travels once, as a fraction of the largest of its block; see docs/wire_format.md.
-TRAVEL_ERROR = {"exact": 0.0, "bf16": 2**-8, "fp16": 2**-11, "int8": 0.501 / 127, "int4": 0.51 / 7, "sign1": 2.0}
+TRAVEL_ERROR = {"exact": 0.0, "bf16": 2**-8, "fp16": 2**-11, "int8": 0.501 / 127, "int4": 0.51 / 7, "sign1": 2.0, "topk": 1.0}
 
 Make = Callable[..., CompressedAllreduce]
 
@@ -145,8 +145,9 @@ def test_a_bad_value_reaches_all_ranks_and_stays_in_its_block(
     assert not np.isfinite(values[where])
     assert same_on_all(comm, values)
     finite = np.isfinite(values)
-    assert finite[: where // 1024 * 1024].all()
-    assert finite[(where // 1024 + 1) * 1024 :].all()
+    block = 6144 if codec == "topk" else 1024  # a block of topk is as long as a chunk here
+    assert finite[: max(where // 1024 * 1024 - block + 1024, 0)].all()
+    assert finite[where // 1024 * 1024 + block :].all()
     # Nothing is poisoned: what is owed stays finite, and the next sum is whole.
     assert all(np.isfinite(owed).all() for owed in allreduce.feedback_state().values())
     values = gradient(comm.rank, size, 1)
@@ -156,7 +157,7 @@ def test_a_bad_value_reaches_all_ranks_and_stays_in_its_block(
 
 @pytest.mark.mpi
 @pytest.mark.parametrize("ranks_per_node", RANKS_PER_NODE)
-@pytest.mark.parametrize("codec", ["bf16", "int8", "int4", "sign1"])
+@pytest.mark.parametrize("codec", ["bf16", "int8", "int4", "sign1", "topk"])
 def test_feedback_loses_nothing_over_many_steps(comm: MPI.Intracomm, make: Make, codec: str, ranks_per_node: int) -> None:
     """The sums so far and what is still owed make the exact sums so far, also across a change of nodes."""
     size, sums, exact = 5003, np.zeros(5003), np.zeros(5003)
@@ -219,6 +220,29 @@ def test_bytes_sent_are_those_of_two_phases(comm: MPI.Intracomm, make: Make) -> 
         allreduce = make(codec, ranks_per_node=1, chunk_mib=1.0)
         allreduce(gradient(comm.rank, size))
         assert allreduce.sent_nbytes == 2 * (nodes - 1) * size / nodes * per_value
+
+
+@pytest.mark.mpi
+def test_topk_sends_its_share(comm: MPI.Intracomm, make: Make) -> None:
+    size, nodes = 200_000, comm.size
+    allreduce = make("topk", ranks_per_node=1, chunk_mib=1.0, share=0.02)
+    for share in (0.02, 0.1):
+        allreduce.share = share
+        before = allreduce.sent_nbytes
+        allreduce(gradient(comm.rank, size), name="w")
+        sent = comm.allreduce(allreduce.sent_nbytes - before)
+        assert sent == pytest.approx(2 * (nodes - 1) * size * share * 4, rel=0.25)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("size", [60_012, 5, 250_000])
+def test_topk_that_sends_everything_is_as_exact_as_fp16(comm: MPI.Intracomm, make: Make, size: int) -> None:
+    """Payloads of several messages; of 60,012 values two nodes make one that fills its only message of 60,000 bytes."""
+    allreduce = make("topk", ranks_per_node=1, chunk_mib=1.0, share=1.0, feedback=False)
+    values = gradient(comm.rank, size)
+    allreduce(values)
+    assert same_on_all(comm, values)
+    assert np.abs(values - exact_sum(comm, size)).max() <= bound("fp16", comm.size)
 
 
 @pytest.mark.mpi(min_size=2)

@@ -14,6 +14,7 @@ from lepton_mpi.comm import grid as grid_module
 from lepton_mpi.comm.grid import GridShape, ProcessGrid
 from lepton_mpi.comm.node_memory import MemoryPlan, NodeMemory
 from lepton_mpi.compress.codec import make_codec
+from lepton_mpi.compress.modes import codec_number
 from lepton_mpi.errors import StallError
 from lepton_mpi.parallel.exchange_reference import exchange_reference
 from lepton_mpi.parallel.gradient_exchange import bucket_bounds
@@ -34,6 +35,7 @@ class Engine:
         timeout_s: float = 60.0,
         residual: NDArray[np.float32] | None = None,
         own_pieces: bool = False,
+        background: bool = False,
     ) -> None:
         self.grid, self.mode, self.bounds = grid, mode, bounds
         ranks, num = grid.data_in_node.Get_size(), bounds[-1]
@@ -51,12 +53,13 @@ class Engine:
             rank=self.rank,
             num_owners=grid.num_owners,
             peers=grid.data_across.py2f() if peers else None,
-            codec=make_codec(mode).number,
+            codec=codec_number(mode),
             bounds=bounds,
             timeout_s=timeout_s,
             spin_s=0.0,
             residual=residual,
             own_pieces=own_pieces,
+            background=background,
         )
 
     @property
@@ -87,15 +90,17 @@ class Engine:
 Make = Callable[..., Engine]
 
 
-@pytest.fixture
-def make(comm: MPI.Intracomm) -> Iterator[Make]:
-    """Make engines of all ranks along the data axis."""
+@pytest.fixture(params=[False, True], ids=["alone", "thread"])
+def make(comm: MPI.Intracomm, request: pytest.FixtureRequest) -> Iterator[Make]:
+    """Make engines of all ranks along the data axis, without and with a progress thread."""
     grids: dict[int, ProcessGrid] = {}
+    if request.param and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        pytest.skip("MPI was started without MPI_THREAD_MULTIPLE")
 
     def engine(ranks_per_node: int, mode: str, bounds: list[int], timeout_s: float = 60.0) -> Engine:
         if ranks_per_node not in grids:
             grids[ranks_per_node] = ProcessGrid(comm, GridShape(comm.Get_size(), 1, 1), ranks_per_node)
-        return Engine(grids[ranks_per_node], mode, bounds, timeout_s)
+        return Engine(grids[ranks_per_node], mode, bounds, timeout_s, background=request.param)
 
     yield engine
     for grid in grids.values():

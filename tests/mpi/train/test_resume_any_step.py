@@ -58,6 +58,7 @@ def test_from_every_step_the_rest_has_the_same_bits(comm: MPI.Intracomm, folder:
     config = on_grid(EVERYTHING, shape_for(comm))
     saver = BackgroundSaver(comm)
     with running(comm, config, made_splits()) as run:
+        run.network.memory.background_readers.append(saver.settle)
         state, found, ahead = TrainState(), [], []
         for _ in range(NUM_STEPS):
             attributes = attributes_to_save(run.network, state)

@@ -17,8 +17,7 @@ import pytest
 
 from lepton_mpi.checkpoint import background, write_process
 from lepton_mpi.checkpoint.background import BackgroundWriter, background_obstacle
-from lepton_mpi.checkpoint.drivers import file_runs
-from lepton_mpi.checkpoint.layout import TensorInfo, cut_run
+from lepton_mpi.checkpoint.layout import TensorInfo, cut_run, file_runs
 from lepton_mpi.checkpoint.write_process import Writer, extent_nbytes, runs, write_fully
 from lepton_mpi.errors import CheckpointError
 
@@ -29,6 +28,7 @@ EXTENTS = [(0, 100, 8, [(3, 20)]), (24, 0, 16, [])]
 @pytest.fixture
 def writer():
     made = BackgroundWriter(40, EXTENTS, EXTENTS)
+    made.reserve()
     made.memory[...] = np.arange(40)
     yield made
     made.close()
@@ -163,16 +163,20 @@ def test_it_asks_nothing_of_the_package():
 
 
 def test_no_memory_or_no_process_is_a_checkpoint_error(monkeypatch):
+    writer = BackgroundWriter(2**20, [], [])
+
     def fail(*args, **kwargs):
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", fail)
         with pytest.raises(CheckpointError, match=r"with 1 MiB of memory: .*Cannot allocate.*checkpoint.asynchronous = false"):
-            BackgroundWriter(2**20, [], [])
+            writer.reserve()
+    writer.reserve()  # it can be tried again
     monkeypatch.setattr(background.subprocess, "Popen", fail)
     with pytest.raises(CheckpointError, match="cannot set up a process"):
         BackgroundWriter(2**20, [], [])
+    writer.close()
 
 
 def test_obstacles(monkeypatch):

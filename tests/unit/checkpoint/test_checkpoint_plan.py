@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lepton_mpi.checkpoint import layout, own_cores, plan
-from lepton_mpi.checkpoint.drivers import _runs
+from lepton_mpi.checkpoint import drivers, layout, own_cores, plan
+from lepton_mpi.checkpoint.drivers import _runs, write_direct
 from lepton_mpi.checkpoint.layout import Extent, TensorInfo, TensorSlice, digest
-from lepton_mpi.checkpoint.plan import make_plan
+from lepton_mpi.checkpoint.plan import count_rounds, make_plan
 from lepton_mpi.errors import CheckpointError
 
 
@@ -57,7 +57,7 @@ def test_extents_rebuild_their_slice(shape, limit, data):
     for extent in extents:
         assert extent.array.size
         assert extent.array.nbytes <= max(limit, 8)
-        assert extent.digest == digest(np.array(extent.array, order="F"))
+        assert digest(extent.array) == digest(np.array(extent.array, order="F"))
         rebuilt[tuple(slice(s, s + n) for s, n in zip(extent.starts, extent.array.shape, strict=True))] = extent.array
     expected = np.full(shape, -1)
     expected[tuple(map(slice, starts, stops))] = block
@@ -72,7 +72,7 @@ def test_runs_put_every_element_at_its_file_position(shape, data):
     block = whole[tuple(map(slice, starts, stops))]
     written = bytearray(whole.nbytes)
     count = 0
-    for position, run in _runs(Extent("/w", starts, block, 0), TensorInfo(shape, whole.dtype)):
+    for position, run in _runs(Extent("/w", starts, block), TensorInfo(shape, whole.dtype)):
         assert not any(written[position : position + len(run)][4:])
         written[position : position + len(run)] = run
         count += 1
@@ -136,13 +136,28 @@ def test_plan_lists_extents_by_tensor_and_position(comm):
 
 
 @pytest.mark.parametrize("cores", [1, 4])
-def test_digests_are_the_same_by_any_number_of_threads(comm, monkeypatch, cores):
+def test_what_is_written_and_its_digests_are_the_same_by_any_number_of_threads(comm, tmp_path, monkeypatch, cores):
     monkeypatch.setattr(own_cores, "usable_cores", lambda: cores)
     monkeypatch.setattr(layout, "EXTENT_NBYTES", 1000)
+    monkeypatch.setattr(drivers, "PIECE_NBYTES", 300)
     values = np.random.default_rng(1).random((60, 7))
-    slices = [TensorSlice("/a", (60, 7), (0, 0), values), TensorSlice("/b", (60, 3), (0, 0), values[:, 2:5])]
-    made = make_plan(comm, slices)
-    assert [extent.digest for extent in made.extents] == [digest(extent.array) for extent in made.extents]
+    made = make_plan(comm, [TensorSlice("/a", (60, 7), (0, 0), values), TensorSlice("/b", (60, 3), (0, 0), values[:, 2:5])])
+    file = tmp_path / "data"
+    file.write_bytes(bytes(6000))
+    digests = write_direct(file, made, {"/a": 100, "/b": 4000})
     assert len(made.extents) > 4
-    assert sorted(made.table["crc32"].tolist()) == sorted(extent.digest for extent in made.extents)
-    assert not any(extent.digest for extent in make_plan(comm, slices, digested=False).extents)
+    assert digests == [digest(extent.array) for extent in made.extents]
+    content = file.read_bytes()
+    assert content[100 : 100 + values.nbytes] == values.tobytes()
+    assert content[4000 : 4000 + 60 * 3 * 8] == values[:, 2:5].tobytes()
+    assert not any(content[:100] + content[100 + values.nbytes : 4000] + content[4000 + 60 * 3 * 8 :])
+
+
+def test_large_contiguous_extents_are_not_joined(monkeypatch):
+    monkeypatch.setattr(plan, "LARGE_NBYTES", 400)
+    tensors = {path: TensorInfo((20, 10), np.dtype(np.float32)) for path in ("/columns", "/none", "/rows", "/small")}
+    rows = [
+        [("/rows", (0, 0), (10, 10)), ("/columns", (0, 0), (20, 5)), ("/small", (0, 0), (15, 10))],
+        [("/rows", (10, 0), (10, 10)), ("/columns", (0, 5), (20, 5)), ("/small", (15, 0), (5, 10))],
+    ]
+    assert count_rounds(tensors, rows) == {"/columns": 1, "/none": 0, "/rows": 0, "/small": 1}

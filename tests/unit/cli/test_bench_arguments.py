@@ -6,8 +6,8 @@ import pytest
 
 from lepton_mpi.cli.arguments import read_arguments
 from lepton_mpi.cli.bench_arguments import AUTO, CODECS, BenchArguments, parse_sizes
-from lepton_mpi.comm.allreduce_engine import CODEC_NUMBERS, FEEDBACK_CODECS
-from lepton_mpi.compress.codec import CODECS as CODEC_OBJECTS
+from lepton_mpi.compress.modes import MODES
+from lepton_mpi.config.keys import list_keys
 from lepton_mpi.errors import ConfigError
 
 
@@ -43,7 +43,8 @@ def test_what_is_refused(argv: list[str], message: str) -> None:
         read_arguments(["bench", "allreduce", *argv])
 
 
-def test_codecs_are_those_of_the_wire_format() -> None:
-    assert {codec.name: codec.number for codec in CODEC_OBJECTS} == CODEC_NUMBERS
-    assert set(CODECS) == set(CODEC_NUMBERS)
-    assert set(CODEC_NUMBERS) > FEEDBACK_CODECS
+def test_codecs_are_those_that_there_are() -> None:
+    keys = list_keys()["reduce"]
+    assert set(CODECS) == set(MODES)
+    assert set(keys["mode"].choices) == {*MODES, "auto"}
+    assert set(keys["allow"].choices) == {name for name, mode in MODES.items() if mode.number is not None}

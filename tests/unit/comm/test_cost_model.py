@@ -98,6 +98,23 @@ def test_a_change_of_the_machine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
     assert job.run(1200)[-1] == "plain"
 
 
+def test_settled_sums_need_not_ask() -> None:
+    job = Job({"plain": 1e-5, "exact": 3e-5, "int8": 2e-3})
+    job.run(200, 4096)
+    free = job.choice.settled(4096, "plain")
+    assert 0 < free <= reduce_choice._PROBE_EVERY
+    assert job.choice.settled(4096, "exact") == 0
+    agreed = job.num_agreed
+    for _ in range(free):
+        job.choice.count(4096, 1e-5)
+    assert (job.choice.settled(4096, "plain"), job.num_agreed) == (0, agreed)
+    job.run(1, 4096)
+    assert job.num_agreed == agreed + 1  # as if each of them had asked
+    job.times = {"plain": 9e-3, "exact": 8e-3, "int8": 1e-3}
+    job.run(64, 2**24)
+    assert job.choice.settled(2**24, "int8") == 0  # what is encoded takes the long way
+
+
 def test_sizes_are_chosen_apart() -> None:
     job = Job({"plain": 1e-4, "exact": 2e-4, "int8": 3e-4})
     job.run(64, 1024)

@@ -169,7 +169,7 @@ def test_arrays_that_do_not_fit_are_refused(codec):
 def test_native_refuses_unknown_codecs_and_wrong_arrays():
     x, payload = np.zeros(10, np.float32), np.zeros(10, np.uint8)
     for call in (
-        lambda: native.codec_block_values(6),
+        lambda: native.codec_block_values(7),
         lambda: native.codec_encoded_nbytes(-1, 10),
         lambda: native.codec_encode(7, x, payload),
         lambda: native.codec_decode(7, payload, x, False),

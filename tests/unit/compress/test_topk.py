@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 from lepton_mpi import native
 from lepton_mpi.compress import topk, topk_reference
-from lepton_mpi.compress.topk import Topk, decode, max_nbytes, sampled_threshold, warm_up_share
+from lepton_mpi.compress.topk import decode, max_nbytes, warm_up_share
 from lepton_mpi.errors import CodecError
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -86,19 +86,13 @@ def test_dense_where_that_is_shorter():
 
 @pytest.mark.parametrize("special", [np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("threshold", [0.1, 3.0])
-def test_nonfinite_block_is_nan_and_leaves_residual_and_velocity_clean(special, threshold):
-    g, before, velocity_before = normal(150000, 1), normal(150000, 2), normal(150000, 3)
+def test_nonfinite_block_is_nan_and_leaves_its_residual_clean(special, threshold):
+    g, before = normal(150000, 1), normal(150000, 2)
     g[70000] = special
-    residual, velocity, out = before.copy(), velocity_before.copy(), np.zeros(max_nbytes(g.size), np.uint8)
-    for encode_with_state in (
-        lambda: native.topk_encode_with_feedback(g, residual, threshold, out),
-        lambda: native.topk_encode_with_momentum(g, velocity, residual, 0.9, threshold, out),
-    ):
-        nbytes, _ = encode_with_state()
-        values = decoded(out[:nbytes], g.size)
-        np.testing.assert_array_equal(np.isnan(values), np.arange(g.size) // 65536 == 1)
+    residual, out = before.copy(), np.zeros(max_nbytes(g.size), np.uint8)
+    nbytes, _ = native.topk_encode_with_feedback(g, residual, threshold, out)
+    np.testing.assert_array_equal(np.isnan(decoded(out[:nbytes], g.size)), np.arange(g.size) // 65536 == 1)
     np.testing.assert_array_equal(residual[65536:131072], before[65536:131072])
-    np.testing.assert_array_equal(velocity[65536:131072], velocity_before[65536:131072])
     assert np.isfinite(residual).all()
 
 
@@ -119,20 +113,6 @@ def test_none_is_a_gradient_of_zeros():
     native.topk_encode_with_feedback(np.zeros(1000, np.float32), residuals[1], 1.5, outs[1])
     np.testing.assert_array_equal(*residuals)
     np.testing.assert_array_equal(*outs)
-
-
-@pytest.mark.parametrize("threshold", [0.1, 2.0])  # dense and sparse
-def test_momentum_correction(threshold):
-    g, velocity, residual = normal(1000, 1), normal(1000, 2), normal(1000, 3)
-    out = np.zeros(max_nbytes(1000), np.uint8)
-    speed = np.float32(0.9) * velocity + g
-    x = residual + speed
-    nbytes, count = native.topk_encode_with_momentum(g, velocity, residual, 0.9, threshold, out)
-    np.testing.assert_array_equal(out[:nbytes], encode(x, threshold))
-    np.testing.assert_array_equal(residual, x - decoded(out[:nbytes], 1000))
-    masked = (np.abs(x) >= threshold) & (out[0] == 0)
-    assert count == (np.abs(x) >= threshold).sum()
-    np.testing.assert_array_equal(velocity, np.where(masked, np.float32(0), speed))
 
 
 def test_largest_value_leaves_its_residual_finite():
@@ -160,60 +140,45 @@ def test_threshold_of_special_arrays():
     assert (np.abs(x[np.isfinite(x)]) >= native.topk_threshold(x, 0.01)).sum() >= 9
 
 
-@pytest.mark.parametrize("n", [10, 65536, 65537, 1_000_003])
-def test_sampled_threshold(n):
-    x = normal(n, 5)
-    share = (np.abs(x) >= sampled_threshold(x, 0.1)).mean()
-    assert 0.08 < share < 0.13 or n == 10
-    assert topk.sample_stride(n) % 2 == 1
-    assert len(x[:: topk.sample_stride(n)]) <= topk.SAMPLE_VALUES
+@pytest.mark.parametrize("n", [1, 100, 16384, 16385, 1_000_003])
+def test_sampled_threshold_of_gradient_and_residual(n):
+    x, residual = normal(n, 5), normal(n, 6)
+    for rest, values in ((None, x), (residual, x + residual)):
+        threshold = native.topk_sampled_threshold(x, rest, 0.1)
+        share = (np.abs(values) >= threshold).mean()
+        assert 0.085 < share < 0.125 or n < 1000
+        assert share > 0
+        assert threshold == native.topk_sampled_threshold(x, rest, 0.1)
+    with pytest.raises(ValueError, match="residual: expected"):
+        native.topk_sampled_threshold(x, np.zeros(n + 1, np.float32), 0.1)
+    with pytest.raises(ValueError, match="share"):
+        native.topk_sampled_threshold(x, None, 1.5)
 
 
-def test_encoder_sends_the_share_and_owes_only_residuals():
+def test_delivered_sum_follows_the_gradients():
     rng = np.random.default_rng(6)
-    encoder, out, n = Topk(0.01), np.zeros(max_nbytes(20000), np.uint8), 20000
-    delivered, total, counts = np.zeros(n), np.zeros(n), []
+    n, counts = 20000, []
+    out, residual = np.zeros(max_nbytes(n), np.uint8), np.zeros(n, np.float32)
+    delivered, total = np.zeros(n), np.zeros(n)
     for _ in range(300):
         g = (rng.standard_normal(n) + 0.1).astype(np.float32)
         total += g
-        sent = encoder.encode("w", g, out)
-        counts.append(sent.num_values)
-        assert sent.nbytes == 4 + 8 + 4 * sent.num_values
-        delivered += decoded(out[: sent.nbytes], n)
-    np.testing.assert_allclose(delivered + encoder.residuals.of("w"), total, atol=1e-2)
-    assert 0.005 < np.mean(counts[100:]) / n < 0.02
-    assert not encoder.velocities.state()
+        threshold = native.topk_sampled_threshold(g, residual, 0.01)
+        nbytes, num_values = native.topk_encode_with_feedback(g, residual, threshold, out)
+        counts.append(num_values)
+        assert nbytes == 4 + 8 + 4 * num_values
+        delivered += decoded(out[:nbytes], n)
+    np.testing.assert_allclose(delivered + residual, total, atol=1e-2)
+    assert 0.007 < np.mean(counts) / n < 0.014
 
 
-def test_threshold_is_reused_and_given_up_in_time(monkeypatch):
-    asked = []
-    original = native.topk_threshold
-    monkeypatch.setattr(native, "topk_threshold", lambda x, share: asked.append(share) or original(x, share))
-    encoder, out = Topk(0.05, reuse_steps=5), np.zeros(max_nbytes(10000), np.uint8)
-    for step in range(10):
-        encoder.residuals.load({})  # the same input every time
-        encoder.encode("w", normal(10000, step), out)
-    assert asked == [0.05] * 2
-    encoder.residuals.load({})
-    encoder.encode("w", normal(10000, 1), out)
-    encoder.encode("w", 100 * normal(10000, 1), out)  # sends far more than wanted with the old threshold
-    assert len(asked) == 3
-    encoder.encode("w", normal(10000, 1), out)
-    assert len(asked) == 4
-    encoder.encode("w", normal(10000, 1), out, share=0.2)
-    assert asked[-1] == 0.2
-
-
-def test_momentum_encoder_follows_plain_momentum():
-    """With everything sent exactly, momentum correction is momentum."""
-    g = np.round(normal(1000) * 8) / 8
-    encoder = Topk(1.0, momentum=0.5)
-    out, speed = np.zeros(max_nbytes(1000), np.uint8), np.zeros(1000, np.float32)
-    for _ in range(3):
-        speed = np.float32(0.5) * speed + g
-        sent = encoder.encode("w", g, out)
-        assert out[0] == 1
-        np.testing.assert_array_equal(decoded(out[: sent.nbytes], 1000), speed)
+@pytest.mark.parametrize("share", [0.01, 1.0])
+def test_encode_sends_the_share(share):
+    x, out = normal(30000), np.zeros(max_nbytes(30000), np.uint8)
+    values = decoded(out[: topk.encode(x, share, out)], x.size)
+    sent = values != 0
+    assert sent.mean() == pytest.approx(share, rel=0.15)
+    np.testing.assert_allclose(values[sent], x[sent], rtol=2.0**-11, atol=1e-8)
 
 
 def test_warm_up_shares():
@@ -264,12 +229,10 @@ def test_decode_adds_to_what_is_there():
 def test_what_does_not_fit_is_refused():
     g, out = normal(100), np.zeros(max_nbytes(100), np.uint8)
     for call, message in [
-        (lambda: Topk(0.0), "share"),
-        (lambda: Topk(1.5), "share"),
-        (lambda: Topk(0.1, momentum=1.0), "momentum"),
-        (lambda: Topk(0.1, reuse_steps=0), "reuse"),
-        (lambda: Topk(0.1).encode("w", g.astype(np.float64), out), "float32"),
-        (lambda: Topk(0.1).encode("w", g, out[:-1]), "of room"),
+        (lambda: topk.encode(g, 0.0, out), "share"),
+        (lambda: topk.encode(g, 1.5, out), "share"),
+        (lambda: topk.encode(g.astype(np.float64), 0.1, out), "float32"),
+        (lambda: topk.encode(g, 0.1, out[:-1]), "of room"),
         (lambda: decode(out.view(np.int8), g), "uint8"),
         (lambda: decode(out, g.reshape(10, 10)), "1 dim"),
     ]:

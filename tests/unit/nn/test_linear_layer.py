@@ -111,6 +111,30 @@ def test_gradients_add_up_over_passes_in_any_order() -> None:
     np.testing.assert_allclose(layer.weight.grad, alone[-1], rtol=1e-12)
 
 
+@pytest.mark.parametrize("want_dx", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_weights_are_complete_before_the_gradient_of_the_input(relu: bool, want_dx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make_layer(relu, DoubleEntering(), AddParts(), Stay())
+    random = np.random.default_rng(7)
+    x, dy = random.standard_normal((BATCH, INPUTS)), random.standard_normal((BATCH, OUTPUTS))
+    saved = layer.forward(x, CONTEXT)[1]
+    expected, pending = layer.backward_input(dy, saved)
+    layer.backward_weight(pending)
+    halves, seen, order = layer.weight.grad.copy(), [], []
+    layer.weight.grad[...] = 0
+    adjoint = DoubleEntering.adjoint
+    monkeypatch.setattr(DoubleEntering, "adjoint", lambda *given: (order.append("input"), adjoint(*given))[1])
+
+    def complete() -> None:
+        order.append("weights")
+        seen.append(layer.weight.grad.copy())
+
+    dx = layer.backward(dy, saved, want_dx, complete)
+    assert order == (["weights", "input"] if want_dx else ["weights"])
+    assert seen[0].tobytes() == halves.tobytes() == layer.weight.grad.tobytes()
+    assert dx.tobytes() == expected.tobytes() if want_dx else dx is None
+
+
 def test_the_first_layer_needs_no_gradient_of_its_input() -> None:
     layer = make_layer(True, Replicate(), AddParts(), Stay())
     x = np.ones((BATCH, INPUTS))

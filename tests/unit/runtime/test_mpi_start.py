@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 
 from lepton_mpi.errors import ConfigError, GridError
 from lepton_mpi.runtime.device import describe_device, select_device
-from lepton_mpi.runtime.mpi import MPI, launched_rank, launched_ranks, mpi_library, start_mpi
+from lepton_mpi.runtime.mpi import MPI, choose_progress_thread, launched_rank, launched_ranks, mpi_library, start_mpi
 
 VARIABLES = (
     *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_RANK", "PMI_RANK"),
@@ -52,6 +54,57 @@ def test_mpi_is_started_once() -> None:
     assert MPI.Is_initialized()
     assert mpi_library()
     assert "\n" not in mpi_library()
+
+
+@pytest.mark.parametrize(
+    ("local", "asked", "level"),
+    [
+        ("4", None, MPI.THREAD_SERIALIZED),  # all ranks on this node
+        ("2", None, MPI.THREAD_MULTIPLE),
+        ("4", True, MPI.THREAD_MULTIPLE),
+        ("2", False, MPI.THREAD_SERIALIZED),
+    ],
+)
+def test_threads_that_mpi_is_asked_for(monkeypatch: pytest.MonkeyPatch, local: str, asked: bool | None, level: int) -> None:
+    class Fake:
+        THREAD_SERIALIZED, THREAD_MULTIPLE = MPI.THREAD_SERIALIZED, MPI.THREAD_MULTIPLE
+        levels: ClassVar[list[int]] = []
+
+        class COMM_WORLD:
+            Get_size = staticmethod(lambda: 4)
+
+        Is_initialized = staticmethod(lambda: False)
+        Init_thread = staticmethod(levels.append)
+
+    monkeypatch.setattr("lepton_mpi.runtime.mpi.MPI", Fake)
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", local)
+    start_mpi(asked)
+    assert Fake.levels == [level]
+
+
+@pytest.mark.parametrize(
+    ("how", "several_nodes", "given", "chosen"),
+    [
+        ("auto", True, MPI.THREAD_MULTIPLE, True),
+        ("auto", True, MPI.THREAD_SERIALIZED, False),
+        ("auto", False, MPI.THREAD_MULTIPLE, False),
+        ("off", True, MPI.THREAD_MULTIPLE, False),
+        ("on", True, MPI.THREAD_MULTIPLE, True),
+        ("on", False, MPI.THREAD_SERIALIZED, False),  # nothing to move
+    ],
+)
+def test_whether_a_thread_moves_messages(
+    monkeypatch: pytest.MonkeyPatch, how: str, several_nodes: bool, given: int, chosen: bool
+) -> None:
+    monkeypatch.setattr(MPI, "Query_thread", lambda: given)
+    assert choose_progress_thread(how, several_nodes) == chosen
+
+
+def test_a_thread_that_mpi_does_not_admit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MPI, "Query_thread", lambda: MPI.THREAD_SERIALIZED)
+    with pytest.raises(GridError, match=r"reduce\.progress_thread: on needs MPI_THREAD_MULTIPLE"):
+        choose_progress_thread("on", True)
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
