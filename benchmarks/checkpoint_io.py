@@ -50,6 +50,7 @@ from lepton_mpi.checkpoint.drivers import mpio_obstacle  # noqa: E402
 from lepton_mpi.checkpoint.layout import TensorSlice  # noqa: E402
 from lepton_mpi.checkpoint.saver import BackgroundSaver  # noqa: E402
 from lepton_mpi.checkpoint.writer import write_checkpoint  # noqa: E402
+from lepton_mpi.comm.waiting import wait  # noqa: E402
 from lepton_mpi.runtime.ranges import split_range  # noqa: E402
 
 PLAIN_PIECE_NBYTES = 8 * 2**20
@@ -89,13 +90,13 @@ class Work:
             np.matmul(outputs.T, self.rows, out=grad)
             _ = outputs @ weight  # the gradient of the inputs
         settle()
-        self.comm.Barrier()  # ranks of a training run agree that the gradients are sound
+        wait(self.comm.Ibarrier())  # ranks of a training run agree that the gradients are sound, and wait like this
         for (weight, moment), grad in zip(self.parameters, self.grads, strict=True):
             moment *= np.float32(0.9)
             moment += grad
             np.multiply(moment, np.float32(1e-9), out=grad)
             weight -= grad
-        self.comm.Barrier()  # nobody reads weights that others still update
+        wait(self.comm.Ibarrier())  # nobody reads weights that others still update
 
 
 class Side:

@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 from lepton_mpi import native  # noqa: E402
 from lepton_mpi.compress import reference, topk_reference  # noqa: E402
 from lepton_mpi.compress.codec import CODECS, Codec, StochasticKey  # noqa: E402
-from lepton_mpi.compress.powersgd import backproject, initial_q, orthogonalise, project, reconstruct  # noqa: E402
+from lepton_mpi.compress.powersgd import initial_q, orthogonalise  # noqa: E402
 
 # GB/s of fp32 that encode and decode_add must reach.
 TARGETS = {"int8": 6.0, "int4": 5.0, "sign1": 5.0}
@@ -127,17 +127,19 @@ def measure_powersgd(x: np.ndarray, rank: int, budget_s: float) -> dict[str, flo
     """Time the steps on a matrix with four times as many rows as columns, as those of a transformer's feed forward layer."""
     columns = int((x.size / 4) ** 0.5)
     matrix = x.reshape(-1)[: 4 * columns * columns].reshape(4 * columns, columns)
-    q = initial_q(1, "w", columns, rank)
-    p = orthogonalise(project(matrix, q))
-    deviation = float(np.abs(p.T.astype(np.float64) @ p - np.eye(rank)).max())
-    if deviation > 1e-6:
-        raise SystemExit(f"the basis of PowerSGD is not orthonormal: {deviation}")
-    q = backproject(matrix, p)
+    shape, flat, owed = (4 * columns, columns, rank), matrix.reshape(-1), np.zeros(matrix.size, np.float32)
+    q = np.ascontiguousarray(initial_q(1, "w", columns, rank).T).reshape(-1)
+    p = np.zeros(rank * 4 * columns, np.float32)
+    native.low_rank_project_rows(shape, flat, 0, q, p)
+    expected = orthogonalise(np.ascontiguousarray(p.reshape(rank, -1).T))
+    native.orthogonalise(p, rank)
+    require_equal("orthogonalise of powersgd", p, np.ascontiguousarray(expected.T).reshape(-1))
+    out, back = np.zeros_like(p), np.zeros_like(q)
     calls: dict[str, Callable[[int], object]] = {
-        "project": lambda _: project(matrix, q),
-        "orthogonalise": lambda _: orthogonalise(p),
-        "backproject": lambda _: backproject(matrix, p),
-        "reconstruct": lambda _: reconstruct(p, q),
+        "project": lambda _: native.low_rank_project_rows(shape, flat, 0, q, out),
+        "orthogonalise": lambda _: native.orthogonalise(p, rank),
+        "backproject": lambda _: native.low_rank_project_columns(shape, flat, 0, p, back),
+        "rebuild": lambda _: native.low_rank_rebuild(shape, flat, 0, p, q, 1.0, owed, 0.5),
     }
     ratio = matrix.size / (rank * 5 * columns)
     return {"rows": 4 * columns, "columns": columns, "ratio": ratio, **speeds(calls, matrix[None], budget_s)}

@@ -195,10 +195,15 @@ def stop(signum: int, _frame: FrameType | None) -> None:
     raise SystemExit(128 + signum)
 
 
+def end_in_order() -> None:
+    """Let this process unwind when it is told to end, so that the hosts are removed."""
+    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(signum, stop)
+
+
 def main() -> None:
     arguments = read_arguments()
-    for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(signum, stop)  # so that the hosts are removed
+    end_in_order()
     results = []
     for hosts in arguments.hosts:
         with make_lab(hosts, arguments.rate) as lab:

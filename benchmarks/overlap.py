@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 
-from netlab import environment, make_lab, measure_raw
+from netlab import end_in_order, environment, make_lab, measure_raw
 
 from lepton_mpi.runtime.mpi import MPI, launched_ranks, mpi_library, start_mpi
 from lepton_mpi.runtime.threads import limit_threads, usable_cores
@@ -181,6 +181,7 @@ def main() -> None:
             print(json.dumps(results))
         MPI.Finalize()
         return
+    end_in_order()
     with make_lab(arguments.hosts, arguments.rate) as lab:
         raw = measure_raw(lab, 1.0)
         command = [*lab.command(1), sys.executable, __file__, *sys.argv[1:]]

@@ -16,18 +16,10 @@ namespace {
 // MPI promises tags up to 32767; far fewer chunks are in flight.
 constexpr std::uint64_t kTagRounds = 16384;
 
-bool test_all(std::vector<MPI_Request>& requests) {
-  if (requests.empty()) return true;
-  int complete = 0;
-  check_mpi(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &complete, MPI_STATUSES_IGNORE),
-            "MPI_Testall");
-  if (complete) requests.clear();
-  return complete != 0;
-}
-
 }  // namespace
 
-PeerExchange::PeerExchange(MPI_Comm peers, PipelineOptions options) : peers_(peers), options_(options) {
+PeerExchange::PeerExchange(MPI_Comm peers, PipelineOptions options)
+    : peers_(peers), options_(options), messages_(peers, options.message_nbytes) {
   if (options_.chunk_values < 1 || options_.depth < 1 || options_.cut_values < 1)
     throw std::invalid_argument("a pipeline needs chunks of at least one value, and one of them in flight");
   constexpr auto block = static_cast<std::int64_t>(kMaxBlock);
@@ -105,7 +97,7 @@ bool PeerExchange::advance(Slot& slot) {
     case State::done:
       return false;
     case State::scattering:
-      if (!all_arrived(slot, slot.scattered, 0)) return false;
+      if (!all_arrived(slot.scattered)) return false;
       // Exact values are received into the memory they were sent from.
       if (slot.chunk.codec == Codec::exact && !test_all(slot.sends)) return false;
       reduce(slot);
@@ -132,66 +124,18 @@ int PeerExchange::tag(const Slot& slot, int phase) const {
   return static_cast<int>(slot.sequence % kTagRounds) * 2 + phase;
 }
 
-std::size_t PeerExchange::longest_message() const {
-  return options_.message_nbytes > 0 ? static_cast<std::size_t>(options_.message_nbytes) : INT_MAX;
-}
-
-// Long payloads go as several messages, which MPI keeps in order. Where the receiver does not know how many, one that
-// is shorter than the longest ends the payload, if need be an empty one.
 void PeerExchange::send(Slot& slot, const void* data, std::size_t nbytes, int peer, int phase) {
-  const std::size_t most = longest_message();
-  const std::size_t end = nbytes > 0 && !has_fixed_nbytes(slot.chunk.codec) ? nbytes + 1 : nbytes;
-  for (std::size_t at = 0; at < end; at += most) {
-    slot.sends.emplace_back(MPI_REQUEST_NULL);
-    check_mpi(MPI_Isend(static_cast<const std::byte*>(data) + at, static_cast<int>(std::min(most, nbytes - at)),
-                        MPI_BYTE, peer, tag(slot, phase), peers_, &slot.sends.back()),
-              "MPI_Isend");
-  }
-  sent_nbytes_ += static_cast<std::int64_t>(nbytes);
+  messages_.send(slot.sends, data, nbytes, has_fixed_nbytes(slot.chunk.codec), peer, tag(slot, phase));
 }
 
-// Expects a payload of at most `nbytes` bytes, of exactly as many where the codec fixes them.
 void PeerExchange::receive(const Slot& slot, Arrival& arrival, void* data, std::size_t nbytes, int distance,
                            int phase) {
-  arrival.data = static_cast<std::byte*>(data);
-  arrival.room = nbytes;
-  arrival.nbytes = 0;
-  if (!has_fixed_nbytes(slot.chunk.codec)) {
-    if (nbytes > 0) receive_next(slot, arrival, distance, phase);
-    return;
-  }
-  while (arrival.nbytes < nbytes) {
-    receive_next(slot, arrival, distance, phase);
-    arrival.nbytes += std::min(longest_message(), nbytes - arrival.nbytes);
-  }
+  messages_.expect(arrival, data, nbytes, has_fixed_nbytes(slot.chunk.codec), leader(distance), tag(slot, phase));
 }
 
-void PeerExchange::receive_next(const Slot& slot, Arrival& arrival, int distance, int phase) {
-  const std::size_t nbytes = std::min(longest_message(), arrival.room - arrival.nbytes);
-  arrival.requests.emplace_back(MPI_REQUEST_NULL);
-  check_mpi(MPI_Irecv(arrival.data + arrival.nbytes, static_cast<int>(nbytes), MPI_BYTE, leader(distance),
-                      tag(slot, phase), peers_, &arrival.requests.back()),
-            "MPI_Irecv");
-}
-
-bool PeerExchange::arrived(const Slot& slot, Arrival& arrival, int distance, int phase) {
-  if (has_fixed_nbytes(slot.chunk.codec)) return test_all(arrival.requests);
-  while (!arrival.requests.empty()) {
-    int complete = 0, nbytes = 0;
-    MPI_Status status;
-    check_mpi(MPI_Test(&arrival.requests.back(), &complete, &status), "MPI_Test");
-    if (!complete) return false;
-    check_mpi(MPI_Get_count(&status, MPI_BYTE, &nbytes), "MPI_Get_count");
-    arrival.requests.clear();
-    arrival.nbytes += static_cast<std::size_t>(nbytes);
-    if (static_cast<std::size_t>(nbytes) == longest_message()) receive_next(slot, arrival, distance, phase);
-  }
-  return true;
-}
-
-bool PeerExchange::all_arrived(const Slot& slot, std::vector<Arrival>& arrivals, int phase) {
+bool PeerExchange::all_arrived(std::vector<Arrival>& arrivals) {
   bool all = true;
-  for (int d = 1; d < num_peers_; ++d) all &= arrived(slot, arrivals[static_cast<std::size_t>(d)], d, phase);
+  for (Arrival& arrival : arrivals) all &= messages_.arrived(arrival);
   return all;
 }
 
@@ -312,12 +256,12 @@ Extent PeerExchange::own_piece(std::int64_t size, Codec codec) const {
 
 // Decodes what has arrived whole of the second phase.
 bool PeerExchange::take_gathered(Slot& slot) {
-  if (slot.chunk.codec == Codec::exact) return all_arrived(slot, slot.gathered, 1);
+  if (slot.chunk.codec == Codec::exact) return all_arrived(slot.gathered);
   bool moved = false;
   for (int d = 1; d < num_peers_; ++d) {
     const Piece theirs = piece(slot.chunk, leader(d));
     Arrival& arrival = slot.gathered[static_cast<std::size_t>(d)];
-    if (!arrival.requests.empty() && arrived(slot, arrival, d, 1)) {
+    if (!arrival.requests.empty() && messages_.arrived(arrival)) {
       read_payload(slot.chunk.codec, arrival.data, arrival.nbytes, static_cast<std::size_t>(theirs.size),
                    slot.chunk.values + theirs.lo);
       moved = true;

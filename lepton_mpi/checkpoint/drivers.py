@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.failure import failing_together
 from lepton_mpi.checkpoint.hdf5 import select_block
-from lepton_mpi.checkpoint.layout import Extent, TensorInfo, digest, file_runs
+from lepton_mpi.checkpoint.layout import Extent, TensorInfo, cut_block, digest, file_runs
 from lepton_mpi.checkpoint.own_cores import map_on_own_cores
 from lepton_mpi.checkpoint.plan import WritePlan
 from lepton_mpi.checkpoint.space import start_sync
@@ -28,6 +28,9 @@ from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
 
 DRIVERS = ("auto", "mpio", "direct")
+
+# What a rank writes at a time through MPI-IO on its own: a file system that is busy with what came before holds a longer write up.
+_ALONE_NBYTES = 8 * 2**20
 
 # Open MPI, MPICH, MPICH's standard ABI, Cray MPICH; Fortran and C++ bindings have longer names.
 _MPI_LIBRARY = re.compile(r"lib(mpi|mpich|mpi_abi|mpi_cray|mpi_gnu_\d+)\.so[.\d]*")
@@ -170,8 +173,9 @@ def _write_rounds(data: h5py.File, plan: WritePlan, descriptor: int) -> None:
     error: Exception | None = None
     for path, extents in pending.items():
         dataset = data[path].id
-        for extent in extents if not plan.num_rounds[path] and error is None else ():
-            error = error or _write_round(dataset, plan.tensors[path], extent, alone)
+        for extent in extents if not plan.num_rounds[path] else ():
+            for starts, piece in cut_block(extent.starts, extent.array, _ALONE_NBYTES):
+                error = error or _write_round(dataset, plan.tensors[path], Extent(path, starts, piece), alone)
         for i in range(plan.num_rounds[path]):
             mine = extents[i] if i < len(extents) and error is None else None
             raised = _write_round(dataset, plan.tensors[path], mine, transfer)

@@ -93,7 +93,7 @@ class TensorSlice:
 
     def extents(self) -> Iterator[Extent]:
         """Cut the block into extents of at most `EXTENT_NBYTES`; none for an empty block. Local."""
-        for starts, array in _cut(self.starts, self.array):
+        for starts, array in cut_block(self.starts, self.array, EXTENT_NBYTES):
             yield Extent(self.path, starts, array)
 
 
@@ -176,14 +176,23 @@ def describe_block(starts: Sequence[int], shape: Sequence[int]) -> str:
     return "[" + ", ".join(f"{start}:{start + length}" for start, length in zip(starts, shape, strict=True)) + "]"
 
 
-def _cut(starts: tuple[int, ...], array: NDArray[Any], dim: int = 0) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
-    """Yield row ranges of a block, then ranges of later dims where a single row is too large."""
-    if array.nbytes <= EXTENT_NBYTES or dim == array.ndim:
+def cut_block(
+    starts: tuple[int, ...], array: NDArray[Any], limit_nbytes: int, dim: int = 0
+) -> Iterator[tuple[tuple[int, ...], NDArray[Any]]]:
+    """Yield row ranges of a block, then ranges of later dims where a single row is too large; none of an empty block. Local.
+
+    Args:
+        starts: where the block begins.
+        array: the block.
+        limit_nbytes: of a piece.
+        dim: the first dim to cut.
+    """
+    if array.nbytes <= limit_nbytes or dim == array.ndim:
         if array.size:
             yield starts, array
         return
     length = array.shape[dim]
-    step = max(1, EXTENT_NBYTES * length // array.nbytes)
+    step = max(1, limit_nbytes * length // array.nbytes)
     for start in range(0, length, step):
         piece = array[(slice(None),) * dim + (slice(start, start + step),)]
-        yield from _cut((*starts[:dim], starts[dim] + start, *starts[dim + 1 :]), piece, dim + 1)
+        yield from cut_block((*starts[:dim], starts[dim] + start, *starts[dim + 1 :]), piece, limit_nbytes, dim + 1)

@@ -84,13 +84,12 @@ class BackgroundSaver:
             CheckpointError: the save cannot even begin, on all ranks alike; nothing is in flight then.
         """
         assert self._save is None
-        root, step = self._comm.bcast((Path(root), step), root=0)
         plan = self._planned(slices)
-        save, meta = Flight(step, root), dict[str, AttributeValue]()
+        save, meta = Flight(step, Path(root)), dict[str, AttributeValue]()
         try:
             with failing_together(self._comm, f"begin a checkpoint in {root}"):
                 if self._comm.rank == 0:
-                    save.root = root.absolute()
+                    save.root = save.root.absolute()
                     meta = meta_attributes(step, attributes)
                     if self._storage.hints:  # MPI-IO makes such a file, which is not for the thread
                         self._create(save, plan, meta)
@@ -269,7 +268,8 @@ class BackgroundSaver:
         assert plan is not None
         if stage == "write":
             changed = save.offsets if save.offsets != plan.offsets else None  # the first time, or in another file system
-            save.root, save.temporary, offsets = self._comm.bcast((save.root, save.temporary, changed), root=0)
+            told = (save.root, save.step, save.temporary, changed)
+            save.root, save.step, save.temporary, offsets = self._comm.bcast(told, root=0)
             if offsets is not None:
                 self._place(plan, offsets)
             if self._writer is not None:

@@ -1,8 +1,8 @@
 """Top-k: only the values of largest magnitude travel, what stays behind waits in a residual.
 
 Source: Lin et al., "Deep gradient compression", ICLR 2018 (warm-up); two phases with a selection in each: Li, Hoefler,
-"Near-optimal sparse allreduce", PPoPP 2022. docs/wire_format.md specifies the payload. The threshold is found afresh in a sample of every array:
-it follows from the values alone, so that a run that is resumed goes on with the same bits.
+"Near-optimal sparse allreduce", PPoPP 2022. docs/wire_format.md specifies the payload. The threshold is found afresh in a sample
+of every array: it follows from the values alone, so that a run that is resumed goes on with the same bits.
 """
 
 from __future__ import annotations

@@ -153,9 +153,13 @@ class ParameterLayout:
 
     def gaps(self, end: int) -> list[slice]:
         """Return the ranges up to an end that belong to no block. Local."""
-        ends = [start + block.size for start, block in zip(self.offsets, self.blocks, strict=True) if start < end]
-        starts = [*self.offsets[1 : len(ends)], end]
-        return [slice(stop, start) for stop, start in zip(ends, starts, strict=True) if stop < start]
+        gaps, last = [], 0
+        for start, block in zip(self.offsets, self.blocks, strict=True):
+            if start < end:
+                gaps.append(slice(last, start))
+                last = start + block.size
+        gaps.append(slice(last, end))
+        return [gap for gap in gaps if gap.start < gap.stop]
 
     def view(self, index: int, buffer: Any) -> Any:
         """Return block `index` of a flat buffer as an array of its shape. Local."""

@@ -39,16 +39,19 @@ def accumulate(u: Array, v: Array, grads: Array, *, momentum: float, nesterov: b
     v += u
 
 
-def clear_sent(u: Array, v: Array, sent: Array) -> None:
-    """Forget what was sent: momentum factor masking, so that old momentum does not push on (section 3.2). Local.
+def clear_sent(u: Array, v: Array, sent: Array, *, masking: bool = True) -> None:
+    """Forget what was sent. Local.
 
     Args:
         u: float32 [n]; the caller's, updated.
         v: float32 [n]; the caller's, updated.
         sent: positions that were sent, as a mask, bool [n], or as indices, integers [k].
+        masking: forget the momentum too, so that old momentum does not push on (momentum factor masking, section 3.2). Values that
+            are sent in most steps then have hardly any, and learn slower by up to 1 / (1 - momentum).
     """
-    u[sent] = 0
     v[sent] = 0
+    if masking:
+        u[sent] = 0
 
 
 def density(step: int, final: float, warmup_steps: int) -> float:

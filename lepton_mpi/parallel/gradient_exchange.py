@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,6 +22,8 @@ from lepton_mpi.parallel.node_parameters import NodeParameters
 from lepton_mpi.parallel.ownership import BLOCK_VALUES
 from lepton_mpi.parallel.value_scales import ValueScales
 from lepton_mpi.runtime.mpi import MPI, choose_progress_thread
+
+_log = logging.getLogger(__name__)
 
 # How long to poll before sleeping where every rank has a core of its own: longer than a
 # wake-up by the kernel takes (about 50 us), shorter than anything a user would notice.
@@ -120,6 +124,7 @@ class GradientExchange(Exchange):
         between_nodes = rank < grid.num_owners and grid.data_across.Get_size() > 1
         self._peers = grid.data_across.Dup()
         self.residual = np.zeros(bounds[-1], np.float32) if needs_feedback(codecs) or feedback else None
+        self._has_thread = choose_progress_thread(progress_thread, memory.ownership.num_nodes > 1)
         self._engine = native.Exchange(
             grads=memory.grads,
             signals=memory.signals,
@@ -134,7 +139,7 @@ class GradientExchange(Exchange):
             residual=self.residual,
             # Copies must get the same bits, and a codec's depend on what lies beside them.
             exact_until=memory.layout.private_start,
-            background=choose_progress_thread(progress_thread, memory.ownership.num_nodes > 1) and between_nodes,
+            background=self._has_thread and between_nodes,
         )
         self._topk = topk or TopkShare()
         self._fixed, self._warmup_mode, self._scales = codecs[0], warmup_mode, scales
@@ -144,6 +149,20 @@ class GradientExchange(Exchange):
         self._way, self._has_begun = "", False
         self._next_bucket = self._engine.num_buckets - 1
         self.owned_slices = cut_slices(memory.layout, memory.ownership, grid.is_first_data_node)
+
+    def _log_plan(self) -> None:
+        """Say once for the job how gradients travel."""
+        num_nodes, bounds = self._memory.ownership.num_nodes, self._bounds
+        way, mover = self._way if self._choice else self._fixed, "a thread" if self._has_thread else "start and finish alone"
+        _log.log(
+            logging.INFO if self._grid.rank == 0 else logging.DEBUG,
+            "gradient exchange: %.3g MB in %d bucket(s) of at most %.3g MB, %d node(s)%s",
+            4e-6 * bounds[-1],
+            self._engine.num_buckets,
+            4e-6 * max((high - low for low, high in pairwise(bounds)), default=0),
+            num_nodes,
+            "" if num_nodes == 1 else f", {way}, moved by {mover}",
+        )
 
     @collective("grid.data")
     def _measure(self, codecs: tuple[str, ...]) -> ReduceChoice:
@@ -188,6 +207,7 @@ class GradientExchange(Exchange):
         """Start the buckets of weights that begin at or after an offset of the flat buffer; those must be complete. Local."""
         if not self._way:  # the first step, when the log is open; nothing was measured yet to agree on
             self._choose()
+            self._log_plan()
         if self._next_bucket == self._engine.num_buckets - 1 and not self._has_begun:
             self._has_begun = True
             self._begin_exchange()

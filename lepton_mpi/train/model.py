@@ -102,7 +102,7 @@ class LeptonModel:
             normalise: "global", "feature" or "none": how inputs are normalised, as measured at the first `fit`.
             data, stages, shards: sizes of the process grid; 0 leaves the choice.
             device: "cpu" or "gpu".
-            reduce: what gradients travel as between nodes: "exact", "bf16" or "int8".
+            reduce: what gradients travel as between nodes: any `ReduceConfig.mode`.
 
         Raises:
             ConfigError: an argument is impossible.

@@ -153,9 +153,11 @@ class NodeResidualState(ExtraState):
         Collective over grid.world. Nothing is sent.
         """
         # A copy, since the next step changes residuals before its update, when a save may still read what it was given.
-        self._found[0][:] = self._residual
-        for spare in self._found[1:]:
-            spare.fill(0)
+        own, *spare = self._found
+        for start, stop in self._slices.extents:
+            own[start:stop] = self._residual[start:stop]
+            for zeros in spare:
+                zeros[start:stop] = 0
         return list(self._extents(self._found, primary=True))
 
     def extents_to_load(self) -> Sequence[StateExtent]:

@@ -6,8 +6,8 @@ from statistics import mean
 
 from training_job import SMALL, Job, Trainer, grid
 
-# Of the loss of fp32, at most; what was measured stands behind. benchmarks/convergence.py takes longer runs and three seeds.
-BOUNDS = {"int4": 1.02, "sign1": 1.04, "topk": 1.04, "powersgd": 1.04}
+# Of the loss of fp32, at most; measured: 1.000, 0.991, 1.005 and 1.004. benchmarks/convergence.py has longer runs and three seeds.
+BOUNDS = {"int4": 1.02, "sign1": 1.02, "topk": 1.02, "powersgd": 1.02}
 OPTIONS = (
     *SMALL, *grid("2x1x1"), "--grid.ranks_per_node", 1, "--train.steps", 240, "--train.evaluate_every_epochs", 0,
     "--checkpoint.every_steps", 0, "--optimizer.name", "sgd", "--optimizer.lr", 0.02, "--optimizer.decay_steps", 240,
@@ -26,10 +26,9 @@ def test_lossy_codecs_reach_the_loss_of_fp32(train: Trainer) -> None:
     assert all(ratios[codec] <= bound for codec, bound in BOUNDS.items()), ratios
 
 
-def test_scales_of_values_are_what_lets_one_bit_do(train: Trainer) -> None:
-    """Without them the loss stays clearly behind, so the bound above is one that scales are needed for."""
-    exact, scaled, plain = (
-        final_loss(train(2, *OPTIONS, *more))
-        for more in ((), ("--reduce.mode", "sign1"), ("--reduce.mode", "sign1", "--reduce.scale_values", "false"))
-    )
-    assert scaled - exact < 0.6 * (plain - exact), (exact, scaled, plain)
+def test_scales_of_values_bring_one_bit_near_fp32(train: Trainer) -> None:
+    """At a high rate and with samples that change; measured: 1.012 of the loss of fp32 with scales, 1.065 without."""
+    options = (*OPTIONS, "--model.hidden_sizes", "128,64", "--data.max_shift", 1, "--optimizer.lr", 0.05)
+    modes = ((), ("--reduce.mode", "sign1"), ("--reduce.mode", "sign1", "--reduce.scale_values", "false"))
+    exact, scaled, plain = (final_loss(train(2, *options, *mode)) for mode in modes)
+    assert scaled - exact < 0.5 * (plain - exact), (exact, scaled, plain)

@@ -21,6 +21,10 @@ def test_the_thread_leaves_the_weights_as_they_are(train: Trainer, mode: str, sh
         for thread in ("off", "on")
     }
     assert jobs["on"].sha256 == jobs["off"].sha256
+    for thread, how in (("off", "start and finish alone"), ("on", "a thread")):
+        text = (jobs[thread].folder / "logs" / "rank-0000.log").read_text()
+        assert text.count("gradient exchange: ") == 1
+        assert f"3 node(s), {mode}, moved by {how}\n" in text
     for rank in range(3):
         off, on = (int((jobs[thread].folder / f"threads-{rank}").read_text()) for thread in ("off", "on"))
         assert on == off + 1, "no thread was at work"

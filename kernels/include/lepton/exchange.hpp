@@ -26,9 +26,9 @@ struct ExchangeOptions {
   std::int64_t exact_until = 0;  // buckets that end at or before this element are exact whatever the codec
   // Buckets that begin at or after this element are summed inside the node only.
   std::int64_t in_node_from = std::numeric_limits<std::int64_t>::max();
-  bool own_pieces = false;       // each node owns one piece of a slice alone: reduce-scatter, and nothing is gathered
-  float* residual = nullptr;     // error feedback, or null: as long as the gradients, used at the slices of this rank
-  double share = 1.0;            // of the values that topk sends
+  bool own_pieces = false;    // each node owns one piece of a slice alone: reduce-scatter, and nothing is gathered
+  float* residual = nullptr;  // error feedback, or null: as long as the gradients, used at the slices of this rank
+  double share = 1.0;         // of the values that topk sends
   double timeout_s = 300;
   double spin_s = 0;
   bool background = false;  // a thread makes progress between start and finish; needs MPI_THREAD_MULTIPLE
@@ -74,7 +74,8 @@ class Exchange {
   // Sends another share of the values from the next step on, where topk travels; all ranks must, together.
   void set_share(double share);
 
-  // From the next step on, buckets that begin at or after this element are summed inside the node only; alike on all ranks.
+  // From the next step on, buckets that begin at or after this element are summed inside the node only; alike on all
+  // ranks.
   void set_in_node_from(std::int64_t first);
   // Whether the own slice of a bucket is reduced.
   bool done(int bucket);

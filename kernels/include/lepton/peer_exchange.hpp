@@ -12,6 +12,7 @@
 
 #include "lepton/codec.hpp"
 #include "lepton/extent.hpp"
+#include "lepton/peer_messages.hpp"
 
 namespace lepton {
 
@@ -64,19 +65,11 @@ class PeerExchange {
 
   int num_peers() const { return num_peers_; }
   int peer() const { return peer_; }
-  std::int64_t sent_nbytes() const { return sent_nbytes_; }
+  std::int64_t sent_nbytes() const { return messages_.sent_nbytes(); }
 
  private:
   enum class State { free, scattering, gathering, done };
 
-  using Requests = std::vector<MPI_Request>;
-  // A payload that comes from a peer: complete when there are no requests left.
-  struct Arrival {
-    Requests requests;
-    std::byte* data = nullptr;
-    std::size_t room = 0;
-    std::size_t nbytes = 0;  // of the payload, once it is complete
-  };
   // A chunk on its way. Arrivals lie at the distance to the peer that they come from, counted backwards.
   struct Slot {
     PeerSlice chunk;
@@ -108,20 +101,17 @@ class PeerExchange {
   int leader(int distance) const { return (peer_ - distance + num_peers_) % num_peers_; }
   void send(Slot& slot, const void* data, std::size_t nbytes, int peer, int phase);
   void receive(const Slot& slot, Arrival& arrival, void* data, std::size_t nbytes, int distance, int phase);
-  void receive_next(const Slot& slot, Arrival& arrival, int distance, int phase);
-  bool arrived(const Slot& slot, Arrival& arrival, int distance, int phase);
-  bool all_arrived(const Slot& slot, std::vector<Arrival>& arrivals, int phase);
-  std::size_t longest_message() const;
+  bool all_arrived(std::vector<Arrival>& arrivals);
 
   MPI_Comm peers_;
   int num_peers_ = 1;
   int peer_ = 0;
   PipelineOptions options_;
+  PeerMessages messages_;
   std::vector<Slot> slots_;
   std::deque<PeerSlice> waiting_;
   std::uint64_t submitted_ = 0, admitted_ = 0, completed_ = 0;  // chunks
   std::vector<float> total_;
-  std::int64_t sent_nbytes_ = 0;
 };
 
 }  // namespace lepton

@@ -245,6 +245,22 @@ def test_topk_that_sends_everything_is_as_exact_as_fp16(comm: MPI.Intracomm, mak
     assert np.abs(values - exact_sum(comm, size)).max() <= bound("fp16", comm.size)
 
 
+@pytest.mark.mpi
+def test_auto_may_choose_topk(comm: MPI.Intracomm, make: Make) -> None:
+    allreduce = make("auto", allow=("exact", "topk"), ranks_per_node=1, chunk_mib=1.0, share=0.05)
+    size, ways = 300_000, set()
+    sums, exact = np.zeros(size), np.zeros(size)
+    for step in range(12):
+        ways.add(allreduce.choice(4 * size))
+        values = gradient(comm.rank, size, step)
+        allreduce(values, name="w")
+        assert same_on_all(comm, values)
+        sums += values
+        exact += exact_sum(comm, size, step)
+    assert ways <= {"plain", "exact", "topk"}
+    np.testing.assert_allclose(sums + allreduce.feedback_state()["w"], exact, atol=1e-4 * comm.size)
+
+
 @pytest.mark.mpi(min_size=2)
 @pytest.mark.parametrize("ranks_per_node", [0, 1])
 def test_a_rank_that_stays_away_is_named_and_may_come_later(comm: MPI.Intracomm, make: Make, ranks_per_node: int) -> None:

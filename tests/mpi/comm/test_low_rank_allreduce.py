@@ -119,6 +119,24 @@ def test_a_rank_without_an_array_adds_zeros(comm: MPI.Intracomm, make: Make, abs
 
 
 @pytest.mark.mpi
+def test_layouts_of_memory(comm: MPI.Intracomm, make: Make) -> None:
+    allreduce = make(ranks_per_node=1, feedback=False)
+    low = normal(40, 2, seed=1) @ normal(2, 50, seed=2)
+    strided = np.zeros((40, 100), np.float32)
+    strided[:, ::2] = low
+    arrays = [low.copy(), np.asfortranarray(low), strided[:, ::2]]
+    for number, array in enumerate(arrays):
+        allreduce(array, name=str(number))
+        np.testing.assert_allclose(array, low * comm.size, atol=1e-4 * comm.size)
+        assert same_on_all(comm, np.ascontiguousarray(array))
+    apart = np.zeros_like(low)
+    allreduce(low, apart, name="0")
+    np.testing.assert_array_equal(low, normal(40, 2, seed=1) @ normal(2, 50, seed=2))
+    np.testing.assert_allclose(apart, low * comm.size, atol=1e-4 * comm.size)
+    assert not strided[:, 1::2].any()
+
+
+@pytest.mark.mpi
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_bad_value_reaches_all_ranks_and_poisons_nothing(comm: MPI.Intracomm, make: Make, bad: float) -> None:
     allreduce = make(ranks_per_node=1)

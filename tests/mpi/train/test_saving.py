@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -276,3 +277,33 @@ def test_a_tidying_that_fails_is_only_a_warning(comm: MPI.Intracomm, folder: Pat
     run_training(comm, folder / "c", diary, keep_last=1)
     assert steps_in(folder / "c") == [12, 9, 6, 3]
     assert diary.failed == []
+
+
+def test_older_checkpoints_go_without_a_thread_too(comm: MPI.Intracomm, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoThread(saving.Worker):
+        def start(self, work: Callable[[], None]) -> None:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(saving, "Worker", NoThread)
+    run_training(comm, folder / "c", Diary(), keep_last=1)
+    assert steps_in(folder / "c") == [12]
+
+
+def test_nobody_waits_for_a_slow_deletion_but_the_next_save(
+    comm: MPI.Intracomm, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_remove, events = saving.remove_checkpoint, []
+
+    def remove(path: Path) -> None:
+        time.sleep(0.3)
+        true_remove(path)
+        events.append(f"removed {path.name}")
+
+    monkeypatch.setattr(saving, "remove_checkpoint", remove)
+    diary = Diary(lambda step: events.append(f"step {step}"), lambda root: events.append("begin"))
+    run_training(comm, folder / "c", diary, keep_last=1)
+    assert steps_in(folder / "c") == [12]
+    if comm.rank == 0:
+        assert [event for event in events if "removed" in event] == [f"removed step-{step:09d}" for step in (3, 6, 9)]
+        removed, begun = events.index("removed step-000000003"), [i for i, event in enumerate(events) if event == "begin"]
+        assert begun[1] < removed < begun[2]  # of step 3 after the save of step 6, before that of step 9 began

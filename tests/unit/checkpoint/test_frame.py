@@ -48,7 +48,7 @@ def structure(file):
 
 
 @pytest.mark.parametrize("storage", [DEFAULT_STORAGE, Storage(alignment=2**16), Storage(hints=("striping_factor=2",))])
-def test_later_files_are_what_building_them_would_make(tmp_path, built, storage):
+def test_later_files_are_what_building_them_would_make(tmp_path, comm, built, storage):  # hints need MPI
     maker = FileMaker(TENSORS, TABLE, storage)
     for index, attributes in enumerate(ATTRIBUTES):
         file, other = tmp_path / f"made{index}", tmp_path / f"built{index}"

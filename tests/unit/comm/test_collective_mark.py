@@ -23,6 +23,7 @@ _BELOW = (
     "lepton_mpi.native",
     "lepton_mpi._native",
     "lepton_mpi._onednn",
+    "lepton_mpi._crc32",
 )
 
 

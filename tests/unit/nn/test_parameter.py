@@ -80,6 +80,21 @@ def test_layout_puts_blocks_on_cache_lines_in_order() -> None:
     assert grads.nonzero()[0].tolist() == [80, 81, 82, 83, 84]  # views, and the gaps stay untouched
 
 
+def test_gaps_are_what_no_block_holds() -> None:
+    weights = [cut_parameter(ParameterSpec(name, (size,)), 1, 0) for name, size in (("a", 16), ("b", 5), ("c", 40), ("d", 3))]
+    layout = ParameterLayout(weights[:3], weights[3:], num_copied=1)
+    gaps = layout.gaps(layout.statistics_start)
+    assert gaps == [slice(16, 1024), slice(1029, 1040), slice(1080, 1088)]
+    held = np.zeros(layout.statistics_start, bool)
+    for offset, block in zip(layout.offsets[:3], layout.blocks[:3], strict=True):
+        held[offset : offset + block.size] = True
+    for gap in gaps:
+        assert not held[gap].any()
+        held[gap] = True
+    assert held.all()
+    assert ParameterLayout([]).gaps(0) == []
+
+
 def test_layout_of_nothing() -> None:
     assert ParameterLayout([]).num_values == 0
 
