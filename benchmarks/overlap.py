@@ -7,9 +7,8 @@ Training steps of the MLP 784-2048-2048-2048-10 between the hosts of benchmarks/
 taken in turns, each of the slowest rank: `compute`, a step of the same samples a rank without any exchange, on all hosts at
 once; `exchange`, all buckets at once with nothing computed; `step`, the whole training step. `over` is how much longer the
 step takes than the longer of the other two. `floor` is what no order of messages can beat: there is nothing to send before
-the last wide layer has its gradients, and those of the first layer come at the very end. `exchange_cpu_ms` is what an
-exchange takes of this machine's cores, in all processes and the kernel; where hosts share so few cores that all of them
-compute, a step cannot hide it.
+the last wide layer has its gradients, and those of the first layer come at the very end. Where hosts share few cores,
+what an exchange takes of these is missing for computing, which the floor does not know.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import pairwise
-from pathlib import Path
 
 from netlab import end_in_order, environment, make_lab, measure_raw
 
@@ -102,12 +100,6 @@ def floor(compute_s: float, exchange_s: float) -> float:
     return sent
 
 
-def busy_s() -> float:
-    """Return the seconds that all cores of this machine have worked so far."""
-    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(
     comm: MPI.Intracomm, arguments: argparse.Namespace, mode: str, bucket: float, thread: str, batch: int
 ) -> dict[str, object]:
@@ -117,17 +109,14 @@ def measure(
     alone = make_run(MPI.COMM_SELF, batch, "exact", bucket, "off")
     contenders = {"compute": stepper(alone), "exchange": exchanger(together), "step": stepper(together)}
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    exchange_cpu_s = 0.0
     for repeat in range(-2, arguments.repeats):
         for name, contender in contenders.items():
             comm.Barrier()
-            busy = busy_s()
             begin = time.perf_counter()
             contender()
             seconds = comm.allreduce(time.perf_counter() - begin, op=MPI.MAX)
             if repeat >= 0:
                 times[name].append(seconds)
-                exchange_cpu_s += (busy_s() - busy) / arguments.repeats if name == "exchange" else 0.0
     sent = together.training.exchange.sent_nbytes
     together.free()
     alone.free()
@@ -140,7 +129,6 @@ def measure(
         "progress_thread": thread,
         **{f"{name}_ms": round(1e3 * seconds, 1) for name, seconds in found.items()},
         "floor_ms": round(1e3 * floor(found["compute"], found["exchange"]), 1),
-        "exchange_cpu_ms": round(1e3 * exchange_cpu_s),
         "over": round(found["step"] / longer - 1, 3),
         "hidden": round((found["compute"] + found["exchange"] - found["step"]) / min(found["compute"], found["exchange"]), 3),
         "sent_mb_per_step": round(sent / (2 * (arguments.repeats + 2)) / 1e6, 2),

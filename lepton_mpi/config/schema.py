@@ -231,7 +231,11 @@ class DataConfig:
 class OptimizerConfig:
     """How gradients become updates."""
 
-    name: str = key("adamw", "optimizer", choices=("sgd", "adamw", "lamb", "onebit_adam"))
+    name: str = key(
+        "adamw",
+        "optimizer; onebit_adam is the adamw for reduce.mode sign1 and topk",
+        choices=("sgd", "adamw", "lamb", "onebit_adam"),
+    )
     groups: tuple[str, ...] = key(
         (),
         'parameter groups by name pattern, later ones win: "blocks.0.*: lr=0.1, weight_decay=0" (lr is a factor on optimizer.lr)',
