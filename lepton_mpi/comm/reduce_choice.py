@@ -14,6 +14,8 @@ from lepton_mpi.comm.cost_model import LOSSLESS, PLAIN, WORTH_IT, Machine, choos
 # A candidate is tried out if its prediction is within this factor of the best one.
 _PLAUSIBLE = 2.0
 _TRIALS = 4  # of each, of which the first warms up
+# Ways that are within this factor of the best one are tried out again, at most so many times in a row: few trials tell them apart.
+_CLOSE, _MOST_ROUNDS = 1.2, 4
 # Of sums that are so short that more trials cost nothing, and that a single one tells little about.
 _SHORT_S, _SHORT_TRIALS = 1e-3, 16
 _AGREE_EVERY = 32  # sums of a class between the first looks at what they took; twice as many from one to the next
@@ -35,25 +37,28 @@ class _SizeClass:
         predicted: seconds by way.
         chosen: the way to take.
         trials: ways to take before that.
+        num_rounds: how often ways have been tried out in a row.
         num_sums: how many there were.
         settled_until: the sums up to this number go by `chosen`, without asking; who does not ask counts them.
         next_look: at how many sums ranks agree on what was measured; look_every: what is added to it then.
         next_probe: at how many sums the other ways are tried again.
         times: seconds on this rank by way, since ranks agreed last.
-        means: what they agreed on.
+        means: what they agreed on; looks: how many figures each stands for.
     """
 
     nbytes: int
     predicted: dict[str, float]
     chosen: str
     trials: deque[str]
+    num_rounds: int = 0
     num_sums: int = 0
     settled_until: int = 0
     next_look: int = _AGREE_EVERY
     look_every: int = _AGREE_EVERY
     next_probe: int = _PROBE_EVERY
     times: dict[str, list[float]] = field(default_factory=dict)
-    means: dict[str, float] = field(default_factory=dict)  # agreed
+    means: dict[str, float] = field(default_factory=dict)
+    looks: dict[str, int] = field(default_factory=dict)
 
 
 @final
@@ -95,8 +100,10 @@ class ReduceChoice:
                 changed = size_class.chosen != before
                 size_class.look_every = _AGREE_EVERY if changed else min(2 * size_class.look_every, _PROBE_EVERY)
                 size_class.next_look = size_class.num_sums + size_class.look_every
+                self._try_close_ones(size_class)
             if size_class.num_sums >= size_class.next_probe:
                 others = [c for c in self._plausible(size_class) if c != size_class.chosen]
+                size_class.num_rounds = 0
                 self._try_out(size_class, others)
                 size_class.next_probe = size_class.num_sums + _PROBE_EVERY
         size_class.num_sums += 1
@@ -149,6 +156,14 @@ class ReduceChoice:
         size_class.settled_until = 0
         size_class.next_look = size_class.num_sums + len(size_class.trials)
 
+    def _try_close_ones(self, size_class: _SizeClass) -> None:
+        """Try ways out again that measured nearly alike. Local; alike on all ranks."""
+        limit = _CLOSE * min(size_class.means.values(), default=0.0)
+        close = [c for c in self._plausible(size_class) if size_class.means.get(c, limit) < limit]
+        if len(close) > 1 and size_class.num_rounds < _MOST_ROUNDS:
+            size_class.num_rounds += 1
+            self._try_out(size_class, close)
+
     def _plausible(self, size_class: _SizeClass) -> list[str]:
         predicted = size_class.predicted
         expected = {c: size_class.means.get(c, t) for c, t in predicted.items()}
@@ -164,8 +179,9 @@ class ReduceChoice:
         size_class.times.clear()
         for candidate, seconds in zip(self._candidates, self._agree(own), strict=True):
             if seconds > 0:
-                before = size_class.means.get(candidate, seconds)
-                size_class.means[candidate] = before + _WEIGHT * (seconds - before)
+                before, looks = size_class.means.get(candidate, seconds), size_class.looks.get(candidate, 0)
+                size_class.means[candidate] = before + max(_WEIGHT, 1 / (looks + 1)) * (seconds - before)
+                size_class.looks[candidate] = looks + 1
         if not size_class.means:
             return
         chosen = choose(size_class.means)
