@@ -20,6 +20,7 @@ _CLOSE, _MOST_ROUNDS = 1.2, 4
 _SHORT_S, _SHORT_TRIALS = 1e-3, 16
 _AGREE_EVERY = 32  # sums of a class between the first looks at what they took; twice as many from one to the next
 _PROBE_EVERY = 512  # sums of a class between trials of the ways not taken, and between looks at most
+_FIRST_PROBE = 64  # the first such trials come sooner: what disturbed the very first ones may have passed
 _WEIGHT = 0.3  # of the newest in a running mean
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class _SizeClass:
         num_sums: how many there were.
         settled_until: the sums up to this number go by `chosen`, without asking; who does not ask counts them.
         next_look: at how many sums ranks agree on what was measured; look_every: what is added to it then.
-        next_probe: at how many sums the other ways are tried again.
+        next_probe: at how many sums the other ways are tried again; probe_every: what is added to it then.
         times: seconds on this rank by way, since ranks agreed last.
         means: what they agreed on; looks: how many figures each stands for.
     """
@@ -55,7 +56,8 @@ class _SizeClass:
     settled_until: int = 0
     next_look: int = _AGREE_EVERY
     look_every: int = _AGREE_EVERY
-    next_probe: int = _PROBE_EVERY
+    next_probe: int = _FIRST_PROBE
+    probe_every: int = _FIRST_PROBE
     times: dict[str, list[float]] = field(default_factory=dict)
     means: dict[str, float] = field(default_factory=dict)
     looks: dict[str, int] = field(default_factory=dict)
@@ -105,7 +107,8 @@ class ReduceChoice:
                 others = [c for c in self._plausible(size_class) if c != size_class.chosen]
                 size_class.num_rounds = 0
                 self._try_out(size_class, others)
-                size_class.next_probe = size_class.num_sums + _PROBE_EVERY
+                size_class.probe_every = min(2 * size_class.probe_every, _PROBE_EVERY)
+                size_class.next_probe = size_class.num_sums + size_class.probe_every
         size_class.num_sums += 1
         if size_class.trials:
             return size_class.trials.popleft()

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from lepton_mpi.comm import CompressedAllreduce
+from lepton_mpi.comm import CompressedAllreduce, pending_sum
 from lepton_mpi.comm.machine_probe import Watch
 from lepton_mpi.errors import CodecError
 from lepton_mpi.runtime.mpi import MPI
@@ -122,3 +122,18 @@ def test_measuring_takes_less_than_a_second(comm: MPI.Intracomm, ranks_per_node:
         taken = [float(found) for found in re.findall(r"measured MPI, nodes, links and codecs in ([0-9.]+) s", caplog.text)]
         assert len(taken) == 3
         assert min(taken) < 1.0
+
+
+@pytest.mark.mpi
+def test_plain_sums_longer_than_mpi_counts_go_in_parts(comm: MPI.Intracomm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pending_sum, "_LONGEST_PLAIN", 1000)
+    auto = CompressedAllreduce(comm, "auto", allow=(), feedback=True)
+    for size in (999, 1000, 1001, 3500):
+        expected = np.arange(size, dtype=np.float32) * comm.size + comm.size * (comm.size - 1) / 2
+        values = np.arange(size, dtype=np.float32) + comm.rank
+        auto(values, name=str(size))
+        np.testing.assert_array_equal(values, expected)
+        values = np.arange(size, dtype=np.float32) + comm.rank
+        auto.start(values, name=str(size)).finish()
+        np.testing.assert_array_equal(values, expected)
+    auto.free()
