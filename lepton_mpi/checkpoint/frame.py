@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 
 from lepton_mpi.checkpoint.hdf5 import (
     AttributeValue,
-    alignment_interval,
     create_data_file,
     encode_attribute,
-    make_empty,
     write_attribute,
 )
 from lepton_mpi.checkpoint.layout import META_GROUP, TensorInfo
 from lepton_mpi.checkpoint.manifest import frame_ranges
-from lepton_mpi.checkpoint.storage import Storage
+from lepton_mpi.checkpoint.space import reserve_space
+from lepton_mpi.checkpoint.storage import Storage, alignment_interval, make_empty
 from lepton_mpi.checkpoint.write_process import write_fully
 
 # A structure with more bytes, as the gaps of a wide alignment make it, is built anew for each file rather than kept.
@@ -92,6 +91,7 @@ class FileMaker:
         descriptor = os.open(file, os.O_WRONLY)
         try:
             os.ftruncate(descriptor, frame.nbytes)
+            reserve_space(file)  # before HDF5 writes: it may crash where it finds a disk full
             for position, part in frame.parts:
                 write_fully(descriptor, memoryview(part), position)
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,14 +21,10 @@ from lepton_mpi.checkpoint.layout import (
     block_fits,
     describe_block,
 )
-from lepton_mpi.checkpoint.storage import DEFAULT_STORAGE, Storage
+from lepton_mpi.checkpoint.storage import DEFAULT_STORAGE, Storage, alignment_interval, make_empty
 from lepton_mpi.errors import CheckpointError
-from lepton_mpi.runtime.mpi import MPI
 
 AttributeValue = str | int | float
-
-# Below one page alignment gains nothing; above 16 MiB (the largest usual Lustre stripe) it wastes space.
-_MIN_ALIGNMENT_NBYTES, _MAX_ALIGNMENT_NBYTES = 4096, 16 * 2**20
 
 
 def create_data_file(
@@ -78,30 +73,6 @@ def create_data_file(
         datasets = {path: _allocate(data, path, info.shape, info.dtype) for path, info in tensors.items()}
         offsets = {path: datasets[path].get_offset() for path, info in tensors.items() if info.nbytes}
         return {**offsets, EXTENT_TABLE: data[EXTENT_TABLE].id.get_offset()} if table.size else offsets
-
-
-def alignment_interval(folder: Path, storage: Storage) -> int:
-    """Return the multiples of bytes at which large datasets of a file in a folder begin. Local."""
-    # st_blksize is the I/O size the file system asks for: a page on local disks, megabytes on parallel ones.
-    return storage.alignment or min(max(os.stat(folder).st_blksize, _MIN_ALIGNMENT_NBYTES), _MAX_ALIGNMENT_NBYTES)
-
-
-def make_empty(file: Path, storage: Storage) -> None:
-    """Make an empty file; with hints through MPI-IO, since stripes are chosen when a file is made and never again. Local.
-
-    Raises:
-        OSError: there is one of that name, or the file system refused.
-    """
-    if not storage.hints:
-        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        return
-    info = storage.make_info()
-    try:
-        MPI.File.Open(MPI.COMM_SELF, str(file), MPI.MODE_CREATE | MPI.MODE_EXCL | MPI.MODE_WRONLY, info).Close()
-    except MPI.Exception as error:
-        raise OSError(f"MPI-IO cannot make {file} with the hints {', '.join(storage.hints)}: {error}") from error
-    finally:
-        info.Free()
 
 
 def select_block(dataset: h5d.DatasetID, starts: Sequence[int], shape: Sequence[int]) -> h5s.SpaceID:

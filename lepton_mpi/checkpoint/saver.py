@@ -35,11 +35,10 @@ _PARTING_S = 1.0
 class BackgroundSaver:
     """Saves with all ranks while they train on. One save is in flight at most.
 
-    A save takes four stages: every rank copies its state, and rank 0 makes the file; every rank's process writes and syncs the
-    copy, then reads back what the next rank wrote; then rank 0 commits. All ranks pass from stage to stage at the same call of
-    `advance`, by a message each that says how far it is; it is sent in one call and read in the next, so that nobody waits for it.
-    The first stage and the last are work of a thread. So whoever changes the state next waits for the copy (`settle`), on all
-    ranks that share memory.
+    A save takes four stages: every rank copies its state; every rank's process writes and syncs the copy, then reads back what the
+    next rank wrote; then rank 0 commits. All ranks pass from stage to stage at the same call of `advance`, by a message each that
+    says how far it is; it is sent in one call and read in the next, so that nobody waits for it. Copy and commit are work
+    of a thread. So whoever changes the state next waits for the copy (`settle`), on all ranks that share memory.
 
     Args:
         comm: communicator whose ranks hold the tensors; duplicated.
@@ -85,21 +84,20 @@ class BackgroundSaver:
         """
         assert self._save is None
         plan = self._planned(slices)
-        save, meta = Flight(step, Path(root)), dict[str, AttributeValue]()
+        save = Flight(step, Path(root))
         try:
             with failing_together(self._comm, f"begin a checkpoint in {root}"):
                 if self._comm.rank == 0:
                     save.root = save.root.absolute()
                     meta = meta_attributes(step, attributes)
-                    if self._storage.hints:  # MPI-IO makes such a file, which is not for the thread
-                        self._create(save, plan, meta)
+                    self._create(save, plan, meta)
                 plan.require_same(slices)
                 self._provide_writer(plan)
         except BaseException:
             save.discard()
             raise
         self._save = save
-        self._work(save, lambda: self._copy(save, plan, slices, meta))
+        self._work(save, lambda: self._copy(save, plan, slices))
 
     def settle(self) -> None:
         """Wait until this rank's copy of the state is made, if one is being made.
@@ -210,16 +208,14 @@ class BackgroundSaver:
             save.copied.set()
             save.fail(error)
 
-    def _copy(self, save: Flight, plan: SavePlan, slices: Sequence[TensorSlice], meta: Mapping[str, AttributeValue]) -> None:
-        """Bring the state into the memory of the process, and on rank 0 make the file. In the thread."""
+    def _copy(self, save: Flight, plan: SavePlan, slices: Sequence[TensorSlice]) -> None:
+        """Bring the state into the memory of the process. In the thread."""
         try:
             if self._writer is not None:
                 self._writer.reserve()
                 plan.copy(slices, self._writer.memory, save.dropped)
         finally:
             save.copied.set()
-        if self._comm.rank == 0 and save.temporary is None and not save.dropped.is_set():
-            self._create(save, plan, meta)
 
     def _create(self, save: Flight, plan: SavePlan, meta: Mapping[str, AttributeValue]) -> None:
         """Make the folder and the file in it, with all its space. On rank 0."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lepton_mpi.errors import CheckpointError
 from lepton_mpi.runtime.mpi import MPI
+
+# Below one page alignment gains nothing; above 16 MiB (the largest usual Lustre stripe) it wastes space.
+_MIN_ALIGNMENT_NBYTES, _MAX_ALIGNMENT_NBYTES = 4096, 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,30 @@ class Storage:
 
 
 DEFAULT_STORAGE = Storage()
+
+
+def alignment_interval(folder: Path, storage: Storage) -> int:
+    """Return the multiples of bytes at which large datasets of a file in a folder begin. Local."""
+    # st_blksize is the I/O size the file system asks for: a page on local disks, megabytes on parallel ones.
+    return storage.alignment or min(max(os.stat(folder).st_blksize, _MIN_ALIGNMENT_NBYTES), _MAX_ALIGNMENT_NBYTES)
+
+
+def make_empty(file: Path, storage: Storage) -> None:
+    """Make an empty file; with hints through MPI-IO, since stripes are chosen when a file is made and never again. Local.
+
+    Raises:
+        OSError: there is one of that name, or the file system refused.
+    """
+    if not storage.hints:
+        os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        return
+    info = storage.make_info()
+    try:
+        MPI.File.Open(MPI.COMM_SELF, str(file), MPI.MODE_CREATE | MPI.MODE_EXCL | MPI.MODE_WRONLY, info).Close()
+    except MPI.Exception as error:
+        raise OSError(f"MPI-IO cannot make {file} with the hints {', '.join(storage.hints)}: {error}") from error
+    finally:
+        info.Free()
 
 
 def parse_hints(hints: Sequence[str]) -> dict[str, str]:

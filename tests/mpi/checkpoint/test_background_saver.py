@@ -407,7 +407,7 @@ def test_files_of_one_structure_differ_in_attributes_alone(comm, root, saver):
 
 
 def test_files_with_hints(comm, root):
-    """MPI-IO makes them, which no thread may."""
+    """MPI-IO makes them."""
     hinted = BackgroundSaver(comm, Storage(("striping_factor=2",)))
     for step in (1, 2):
         hinted.begin(root, step, make_slices(comm, step), {"a": step})
