@@ -58,7 +58,7 @@ class CompressedAllreduce:
         *,
         allow: Sequence[str] = ("exact", "bf16"),
         feedback: bool | None = None,
-        share: float = 0.01,
+        share: float = 0.05,
         rank: int = 4,
         average: bool = False,
         ranks_per_node: int = 0,

@@ -34,7 +34,7 @@ def register_comm_hook(
     *,
     allow: Sequence[str] = ("exact", "bf16"),
     feedback: bool | None = None,
-    share: float = 0.01,
+    share: float = 0.05,
     rank: int = 4,
     ranks_per_node: int = 0,
     timeout_s: float = 300.0,

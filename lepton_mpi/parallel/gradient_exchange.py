@@ -52,7 +52,7 @@ class TopkShare:
         warmup_steps: steps in which it falls from 25% to that, see `warm_up_share`.
     """
 
-    share: float = 0.01
+    share: float = 0.05
     warmup_steps: int = 0
 
     def at(self, step: int) -> float:
