@@ -26,6 +26,7 @@ from lepton_mpi.runtime.logs import start_logging
 from lepton_mpi.runtime.mpi import MPI, mpi_library
 from lepton_mpi.runtime.stop_signals import StopSignals
 from lepton_mpi.train.averaging import start_average
+from lepton_mpi.train.compression import late_codec
 from lepton_mpi.train.folder import BEST_MODEL, open_folder
 from lepton_mpi.train.loop import Outcome, train
 from lepton_mpi.train.objective import data_needs
@@ -112,6 +113,9 @@ def _train(
         view.begin(_banner(run, path, num_threads, num_hosts, driver), config, state, run.training.num_steps, newest)
         for name, reason in distrusted.items():
             view.warn(f"CHECKPOINT {name} IS DAMAGED and was passed over for an older one: {reason}")
+        late = late_codec(run.config.reduce, run.training.warmup_steps, run.training.num_steps)
+        if late and run.network.memory.ownership.num_nodes > 1:
+            view.warn(late)
     ready_s = time.monotonic() - begin
     _log.info("starting at step %d of %d, ready after %.2f s", state.step, run.training.num_steps, ready_s)
     best = path / BEST_MODEL if run.config.checkpoint.keep_best else None

@@ -40,5 +40,15 @@ def warmup_steps(reduce: ReduceConfig, optimizer: Optimizer, optimizer_name: str
     return max(own, optimizer.warmup_steps)
 
 
+def late_codec(reduce: ReduceConfig, num_warmup_steps: int, num_steps: int) -> str:
+    """Return what to tell somebody whose run ends before the codec that is configured begins; empty if it begins. Local, pure."""
+    if num_warmup_steps < num_steps or not num_warmup_steps:
+        return ""
+    return (
+        f"reduce.mode = {reduce.mode} would begin after {num_warmup_steps} steps, but the run has {num_steps}: until then sums "
+        f"travel in {reduce.warmup_mode}. Set reduce.warmup_share = 0, or optimizer.decay_steps to the length of the run"
+    )
+
+
 def _codecs(reduce: ReduceConfig) -> set[str]:
     return set(reduce.allow) if reduce.mode == AUTO else {reduce.mode}

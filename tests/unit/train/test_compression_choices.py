@@ -6,7 +6,7 @@ import pytest
 
 from lepton_mpi.config.schema import OptimizerConfig, ReduceConfig
 from lepton_mpi.optim.registry import make_optimizer
-from lepton_mpi.train.compression import scales_values, warmup_steps
+from lepton_mpi.train.compression import late_codec, scales_values, warmup_steps
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,13 @@ def test_the_longer_warm_up_counts() -> None:
     made = make_optimizer(OptimizerConfig(name="onebit_adam", freeze_share=0.2)).for_steps(200)
     assert warmup_steps(ReduceConfig(mode="topk", warmup_share=0.5), made, "onebit_adam", 200) == 100
     assert warmup_steps(ReduceConfig(mode="topk", warmup_share=0.0), make_optimizer(OptimizerConfig(name="sgd")), "sgd", 200) == 0
+
+
+def test_a_run_too_short_for_its_codec_is_told() -> None:
+    reduce = ReduceConfig(mode="topk")
+    assert late_codec(reduce, 36, 360) == ""
+    assert late_codec(reduce, 0, 0) == ""  # nothing to do, and nothing to wait for
+    for num_steps in (5, 36):
+        message = late_codec(reduce, 36, num_steps)
+        assert "reduce.mode = topk" in message
+        assert f"36 steps, but the run has {num_steps}" in message
