@@ -7,7 +7,8 @@
 
 Two ranks that count as two nodes. The loss of a run is the mean training loss of its last tenth, over the same batches for all
 codecs; a codec reaches fp32 if the mean of that over the seeds is at most 2% above. The exit code is 1 if one does not. The
-tasks whose names end in -fast are not in the default: they show at which learning rate codecs fall behind.
+tasks with -fast in their names are not in the default: they show at which learning rate codecs fall behind. Nor are those with
+-corrected, whose ranks make the momentum before compression.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ GPT = (
     "--data.format", "pystdlib", "--data.test_fraction", "0.0005", "--data.test_samples", "16", "--train.global_batch", "8",
 )  # fmt: skip
 SGD = ("--optimizer.name", "sgd", "--optimizer.momentum", "0.9", "--optimizer.weight_decay", "0")
+CORRECTED = (*SGD, "--optimizer.momentum_correction", "true")
 ADAMW = ("--optimizer.name", "adamw")
 CODECS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("bf16", "fp16", "int8", "int4", "sign1"), ()),
@@ -68,6 +70,12 @@ TASKS = {
         frozenset({"sign1", "topk"}),
     ),
     "digits-sgd-fast": Task("digits, SGD with momentum, lr 0.1", 1200, (*DIGITS, *SGD, "--optimizer.lr", "0.1"), "sgd"),
+    "digits-sgd-corrected": Task(
+        "digits, SGD with momentum before compression", 1200, (*DIGITS, *CORRECTED, "--optimizer.lr", "0.03"), "sgd"
+    ),
+    "digits-sgd-fast-corrected": Task(
+        "digits, SGD with momentum before compression, lr 0.1", 1200, (*DIGITS, *CORRECTED, "--optimizer.lr", "0.1"), "sgd"
+    ),
 }
 DEFAULT_TASKS = ("digits-sgd", "gpt-adamw")
 

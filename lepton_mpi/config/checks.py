@@ -151,6 +151,8 @@ def _check_optimizer(optimizer: OptimizerConfig, train: TrainConfig) -> None:
             raise ConfigError(f"optimizer.{name}: expected a number below 1, got {getattr(optimizer, name)!r}")
     if adam and optimizer.epsilon == 0.0:
         raise ConfigError("optimizer.epsilon: expected a number above 0 (a gradient of zero would give 0/0), got 0.0")
+    if optimizer.momentum_correction:
+        _check_momentum_correction(optimizer, train)
     if optimizer.name == "onebit_adam":
         for name, usual in (("clip_norm", 0.0), ("shard", "node")):
             if getattr(optimizer, name) != usual:
@@ -160,3 +162,16 @@ def _check_optimizer(optimizer: OptimizerConfig, train: TrainConfig) -> None:
                 )
         if train.reproducible:
             raise ConfigError("train.reproducible: onebit_adam rounds what it adds up, so it cannot be the same on every grid")
+
+
+def _check_momentum_correction(optimizer: OptimizerConfig, train: TrainConfig) -> None:
+    if optimizer.name != "sgd" or optimizer.momentum == 0.0:
+        raise ConfigError(
+            "optimizer.momentum_correction: expected optimizer.name sgd and optimizer.momentum above 0, got "
+            f"{optimizer.name} and {optimizer.momentum!r}: it sends the momentum of sgd"
+        )
+    if train.reproducible:
+        raise ConfigError(
+            "train.reproducible: optimizer.momentum_correction rounds a momentum on every rank, so it cannot be the same on every "
+            "grid"
+        )

@@ -274,6 +274,11 @@ class OptimizerConfig:
     freeze_share: float = key(
         0.2, "share of the decay after which onebit_adam freezes the variance and exchanges momenta", low=0.0, high=1.0
     )
+    momentum_correction: bool = key(
+        False,
+        "with sgd, make the momentum on every rank and send that, so that codecs lose less at high learning rates; takes 4 bytes a "
+        "value and rank",
+    )
 
 
 @dataclass(frozen=True)
@@ -349,7 +354,7 @@ class ReduceConfig:
         "what reduce.mode auto may choose from",
         choices=("exact", "bf16", "fp16", "int8", "int4", "sign1", "topk"),
     )
-    topk_share: float = key(0.01, "share of the values that topk sends", low=1e-6, high=1.0)
+    topk_share: float = key(0.05, "share of the values that topk sends", low=1e-6, high=1.0)
     topk_warmup_steps: int = key(
         0, "steps in which the share that topk sends falls in four stages from 25% to reduce.topk_share; 0: none", low=0
     )

@@ -1,75 +1,48 @@
-"""What makes training with few values of each gradient as good as with all: momentum before selection, and a warm-up.
-
-Source: Lin et al., "Deep gradient compression", ICLR 2018, sections 3.1 to 3.3. Each rank keeps two arrays of its own, as long as
-its gradient: u, its momentum, and v, what it has not sent yet. A step is `accumulate`, a choice of values of v by size, their sum
-over the ranks in the place of the sum of gradients, `clear_sent`, and an update without momentum.
-"""
+"""Stochastic gradient descent whose momentum is made before gradients are compressed: on every rank, of its own gradients."""
 
 from __future__ import annotations
 
-from lepton_mpi.ops.array_module import Array
-from lepton_mpi.ops.checks import check_slices
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from lepton_mpi.ops.sgd_update import sgd_update
+from lepton_mpi.optim.optimizer import Optimizer
+
+# The slot of a data rank's own momentum.
+RANK_MOMENTUM = "rank_momentum"
 
 
-def accumulate(u: Array, v: Array, grads: Array, *, momentum: float, nesterov: bool = False) -> None:
-    """Add a gradient to the momentum, and that to what is to be sent. Local.
+class CorrectedSGD(Optimizer):
+    """SGD with momentum correction (Lin et al. 2018, Deep gradient compression, section 3.2; Zheng et al. 2019, dist-EF-SGD).
 
-    u = momentum u + g; v += u (algorithm 1, lines 6 and 7), or with Nesterov's momentum u = momentum (u + g); v += u + g.
-
-    Args:
-        u: float32 [n], momentum, zeros before the first step; the caller's, updated.
-        v: float32 [n], what is to be sent, likewise.
-        grads: float32 [n]; read only.
-        momentum: decay of the momentum, in [0, 1).
-        nesterov: whether the momentum is Nesterov's.
-
-    Raises:
-        ValueError: dtypes, sizes or layouts do not fit, or the momentum is out of range.
+    Each rank keeps u = momentum*u + g of its own gradient g and sends that. With U the sum of what the ranks sent, and
+    m = momentum*m + weight_decay*w, which every owner of weights knows without being sent anything, the step is w -= lr*(m + U):
+    that of `SGD` but for rounding, where nothing is lost on the way and nothing is clipped. Momentum is never masked: what is sent
+    often would lose it, and learn slower by up to 1 / (1 - momentum).
     """
-    check_slices(u=u, v=v, grads=grads)
-    if not 0.0 <= momentum < 1.0:
-        raise ValueError(f"momentum: expected a number in [0, 1), received {momentum}")
-    if nesterov:
+
+    slot_names: ClassVar[tuple[str, ...]] = ("momentum",)
+    rank_slot_names: ClassVar[tuple[str, ...]] = (RANK_MOMENTUM,)
+
+    def __init__(self, momentum: float) -> None:
+        """Make the optimizer with its constants."""
+        self._momentum = momentum
+
+    def replaces_outgoing(self, step: int) -> bool:
+        """Return whether momenta are added up before an update: always. Local."""
+        return True
+
+    def outgoing(self, grads: Any, slots: Mapping[str, Any], num_ranks: int) -> None:
+        """Take a gradient into this rank's momentum, and replace it by that. Local."""
+        u = slots[RANK_MOMENTUM]
+        u *= self._momentum
         u += grads
-        u *= momentum
-        v += grads
-    else:
-        u *= momentum
-        u += grads
-    v += u
+        grads[...] = u
 
-
-def clear_sent(u: Array, v: Array, sent: Array, *, masking: bool = True) -> None:
-    """Forget what was sent. Local.
-
-    Args:
-        u: float32 [n]; the caller's, updated.
-        v: float32 [n]; the caller's, updated.
-        sent: positions that were sent, as a mask, bool [n], or as indices, integers [k].
-        masking: forget the momentum too, so that old momentum does not push on (momentum factor masking, section 3.2). Values that
-            are sent in most steps then have hardly any, and learn slower by up to 1 / (1 - momentum).
-    """
-    v[sent] = 0
-    if masking:
-        u[sent] = 0
-
-
-def density(step: int, final: float, warmup_steps: int) -> float:
-    """Return which share of the values is sent at a step. Local, pure.
-
-    It falls exponentially from a quarter to `final` (section 3.3: 25%, 6.25%, 1.5625%, ... over the warm-up).
-
-    Args:
-        step: number of the step, from 0.
-        final: share after the warm-up, in (0, 1].
-        warmup_steps: steps until then; 0: none.
-
-    Raises:
-        ValueError: the final share is out of range.
-    """
-    if not 0.0 < final <= 1.0:
-        raise ValueError(f"final: expected a share above 0 and up to 1, received {final}")
-    first = max(0.25, final)
-    if step >= warmup_steps:
-        return final
-    return float(first * (final / first) ** (step / warmup_steps))
+    def update(
+        self, values: Any, grads: Any, slots: Mapping[str, Any], lr: float, grad_scale: float, weight_decay: float, step: int
+    ) -> None:
+        """Update one slice in place, from the sum of the ranks' momenta. Local."""
+        decay = {"momentum": self._momentum, "weight_decay": weight_decay, "grad_scale": 0.0}
+        sgd_update(values, grads, slots["momentum"], lr=lr, **decay)
+        sgd_update(values, grads, None, lr=lr, grad_scale=grad_scale)

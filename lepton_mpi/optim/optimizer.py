@@ -16,11 +16,13 @@ class Optimizer(ABC):
 
     Attributes:
         slot_names: names of the float32 state arrays, each as long as the buffer.
+        rank_slot_names: names of those that every data rank keeps for itself, as long as the weights, for `outgoing` alone.
         needs_norms: whether `prepare` and `layer_factor` take part.
         warmup_steps: updates, from the first one on, that need sums of gradients in nearly full precision.
     """
 
     slot_names: ClassVar[tuple[str, ...]]
+    rank_slot_names: ClassVar[tuple[str, ...]] = ()
     needs_norms: ClassVar[bool] = False
     warmup_steps: int = 0
 
@@ -69,8 +71,9 @@ class Optimizer(ABC):
         """Replace what a data rank adds to the sum over the data axis. Local; see `replaces_outgoing`.
 
         Args:
-            grads: float32 [n], this rank's gradient of a part of the buffer, updated in place.
-            slots: state arrays [n] by name, read.
+            grads: float32 [n], this rank's gradient of a part of a parameter, updated in place.
+            slots: state arrays [n] by name: this rank's own, updated in place, if the optimizer has `rank_slot_names`; else the
+                node's, read.
             num_ranks: ranks whose gradients are added up.
         """
         raise NotImplementedError(f"{type(self).__name__} adds up gradients")

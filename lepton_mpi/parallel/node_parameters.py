@@ -46,6 +46,7 @@ class NodeParameters:
         ownership: which rank owns what.
         slots: optimizer state by name, float32 [ownership.num_slot_values], shared; `slot_range` says where a slice lies, and
             each is used by its owner only.
+        rank_slots: state by name that this data rank keeps for itself, float32 [layout.statistics_start], see `add_rank_slots`.
         grads: float32 [num_values] of every data rank of the node; the own one at `grid.data_in_node` rank.
         signals: bytes for the counters of the gradient exchange.
         sent_nbytes: bytes of values that this rank has given to other nodes so far, a copy to each.
@@ -103,6 +104,7 @@ class NodeParameters:
         self.slots = {name: memory.array(start, num_slot, np.float32) for name, start in zip(slot_names, group.slots, strict=True)}
         self.grads = [memory.array(start, num, np.float32) for start in group.grads]
         self.signals: NDArray[np.uint8] = memory.array(group.signals, group.signal_nbytes, np.uint8)
+        self.rank_slots: dict[str, NDArray[np.float32]] = {}
         self.sent_nbytes = 0
         self.background_readers: list[Callable[[], None]] = []
         self._xp = xp
@@ -124,6 +126,11 @@ class NodeParameters:
             self.layout.view(i, self.values)[first:last] = initial_values(block, seed, (first, last))
         grid.node.Barrier()
         self.upload()
+
+    def add_rank_slots(self, names: Sequence[str]) -> None:
+        """Allocate state that this data rank keeps for itself, zeroed. Local."""
+        for name in names:
+            self.rank_slots[name] = np.zeros(self.layout.statistics_start, np.float32)
 
     def settle(self) -> None:
         """Wait until nobody on this rank still reads values and slots in the background. Local.

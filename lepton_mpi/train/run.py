@@ -210,6 +210,7 @@ def build_engine(world: MPI.Intracomm, config: Config, data: DataShape) -> Engin
         sequence=config.grid.sequence,
     )
     network.memory.initialise(network.grid, config.train.seed)
+    network.memory.add_rank_slots(optimizer.rank_slot_names)
     start_average(network)
     return Engine(network, make_exchange(network, config.reduce, config.optimizer.name, config.train.seed), optimizer, groups)
 

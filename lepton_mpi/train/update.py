@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lepton_mpi.comm.contract import collective
 from lepton_mpi.comm.grid import ProcessGrid
+from lepton_mpi.nn.parameter import ParameterSpec
 from lepton_mpi.optim.groups import ParameterGroup
 from lepton_mpi.optim.optimizer import Optimizer
 from lepton_mpi.parallel.exchange import OwnedSlice
@@ -50,15 +51,23 @@ class SliceUpdater:
     def outgoing(self, step: int) -> Callable[[int, int], None] | None:
         """Return what turns this rank's gradient of a range of the buffer into what it adds to the sum; None: nothing does. Local.
 
+        Gradients of parameters that are not trained stay as they are.
+
         Args:
             step: number of the coming update, from 1.
         """
         if not self._optimizer.replaces_outgoing(step):
             return None
 
+        layout, held = self._memory.layout, self._memory.rank_slots or self._memory.slots
+        blocks = [(first, block) for first, block in zip(layout.offsets, layout.blocks, strict=True) if self._trains(block.spec)]
+
         def replace(start: int, stop: int) -> None:
-            slots = {name: slot[start:stop] for name, slot in self._memory.slots.items()}
-            self._optimizer.outgoing(self._grad[start:stop], slots, self._grid.shape.data)
+            for first, block in blocks:
+                low, high = max(start, first), min(stop, first + block.size)
+                if low < high:
+                    slots = {name: slot[low:high] for name, slot in held.items()}
+                    self._optimizer.outgoing(self._grad[low:high], slots, self._grid.shape.data)
 
         return replace
 
@@ -105,7 +114,10 @@ class SliceUpdater:
         return {name: self._optimizer.layer_factor(float(weights[i]), float(directions[i])) for name, i in adapted.items()}
 
     def _trained(self) -> Iterator[OwnedSlice]:
-        return (s for s in self._slices if s.spec.role == "weight" and self._groups[s.spec.name].trained)
+        return (s for s in self._slices if self._trains(s.spec))
+
+    def _trains(self, spec: ParameterSpec) -> bool:
+        return spec.role == "weight" and self._groups[spec.name].trained
 
     def _slots(self, s: OwnedSlice) -> dict[str, NDArray[np.float32]]:
         here = self._memory.slot_range(s.start, s.stop)

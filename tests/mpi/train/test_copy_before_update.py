@@ -47,6 +47,9 @@ def case(name: str) -> tuple[Config, DataSplits, int]:
     elif name == "onebit":
         sections["optimizer"] = {"name": "onebit_adam", "lr": 0.01, "freeze_share": 0.3}
         sections["reduce"] = {"mode": "sign1"}
+    elif name == "momenta":
+        sections["optimizer"] = {"name": "sgd", "lr": 0.01, "momentum_correction": True}
+        sections["reduce"] = {"mode": "topk", "topk_share": 0.1}
     elif name == "reproducible":
         sections["train"] = AVERAGED | {"reproducible": True}
     return configure(**sections), made_splits(), 0 if name in ("lamb", "reproducible") else 1
@@ -86,10 +89,11 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.timeout_s(240)
-@pytest.mark.parametrize("name", ["batch norm", "residuals", "divided", "lamb", "onebit", "reproducible"])
+@pytest.mark.parametrize("name", ["batch norm", "residuals", "divided", "lamb", "onebit", "momenta", "reproducible"])
 def test_a_save_holds_the_state_it_began_at(comm: MPI.Intracomm, folder: Path, slow_copies: None, name: str) -> None:
     waited = saved(comm, name, folder / "waited", asynchronous=False)
     assert len({tensor.split("/")[0] for tensor in waited}) == 4
+    assert name != "momenta" or any("/rank_momentum/" in tensor for tensor in waited)
     assert any("/opt/ema/" in tensor for tensor in waited)
     assert name not in ("residuals", "onebit") or comm.size == 1 or any("/residual" in tensor for tensor in waited)
     assert differing(saved(comm, name, folder / "beside", asynchronous=True), waited) == []

@@ -122,6 +122,18 @@ def test_possible_combinations_pass(overrides: dict[str, object]) -> None:
         ({"optimizer__name": "onebit_adam", "optimizer__clip_norm": 1.0}, r"optimizer\.clip_norm: expected 0\.0 with onebit_adam"),
         ({"optimizer__name": "onebit_adam", "optimizer__shard": "data"}, r"optimizer\.shard: expected 'node' with onebit_adam"),
         ({"optimizer__name": "onebit_adam", "train__reproducible": True}, r"train\.reproducible: onebit_adam"),
+        (
+            {"optimizer__momentum_correction": True},
+            r"optimizer\.momentum_correction: expected optimizer\.name sgd and optimizer\.momentum above 0, got adamw and 0\.9",
+        ),
+        (
+            {"optimizer__momentum_correction": True, "optimizer__name": "sgd", "optimizer__momentum": 0.0},
+            r"optimizer\.momentum_correction: .* got sgd and 0\.0",
+        ),
+        (
+            {"optimizer__momentum_correction": True, "optimizer__name": "sgd", "train__reproducible": True},
+            r"train\.reproducible: optimizer\.momentum_correction",
+        ),
         ({"grid__data": 4, "train__global_batch": 3}, r"train\.global_batch: expected at least 4 samples"),
         ({"grid__data": 4, "train__micro_batches": 2, "train__global_batch": 7}, r"train\.global_batch: expected at least 8"),
         ({"train__micro_batches": 129}, r"train\.global_batch: expected at least 129"),

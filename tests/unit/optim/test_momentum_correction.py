@@ -1,77 +1,67 @@
-"""Deep gradient compression: nothing is lost, what was sent is forgotten, and the share that is sent falls."""
+"""Momentum before compression: SGD where nothing is lost, and nothing lost for good where something waits."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from lepton_mpi.optim.momentum_correction import accumulate, clear_sent, density
+from lepton_mpi.config.schema import OptimizerConfig
+from lepton_mpi.optim.momentum_correction import RANK_MOMENTUM, CorrectedSGD
+from lepton_mpi.optim.registry import make_optimizer
 
-NUM = 101
+NUM, LR, MOMENTUM = 1001, 0.1, 0.8
+CONFIG = OptimizerConfig(name="sgd", momentum=MOMENTUM, momentum_correction=True)
 
 
-def gradients(steps: int) -> list[np.ndarray]:
-    return [np.random.default_rng(step).standard_normal(NUM).astype(np.float32) for step in range(steps)]
+@pytest.mark.parametrize("decay", [0.1, 0.0])
+@pytest.mark.parametrize("num_ranks", [1, 3])
+def test_exact_sums_make_it_sgd(num_ranks: int, decay: float) -> None:
+    optimizer = make_optimizer(CONFIG)
+    assert type(optimizer) is CorrectedSGD
+    assert optimizer.replaces_outgoing(1)
+    random = np.random.default_rng(1)
+    values = random.standard_normal(NUM).astype(np.float32)
+    w, m = values.astype(np.float64), np.zeros(NUM)
+    slots = {"momentum": np.zeros(NUM, np.float32)}
+    own = [{RANK_MOMENTUM: np.zeros(NUM, np.float32)} for _ in range(num_ranks)]
+    for step in range(1, 7):
+        grads = [random.standard_normal(NUM).astype(np.float32) for _ in own]
+        m = MOMENTUM * m + 0.5 * sum(g.astype(np.float64) for g in grads) + decay * w
+        for g, rank_slots in zip(grads, own, strict=True):
+            optimizer.outgoing(g, rank_slots, num_ranks)
+        total = sum(grads[1:], grads[0])
+        kept = total.copy()
+        optimizer.update(values, total, slots, LR, 0.5, decay, step)
+        assert np.array_equal(total, kept)
+        w -= LR * m
+    np.testing.assert_allclose(values, w, rtol=1e-5, atol=1e-5)
+    assert slots["momentum"].any() == (decay > 0)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_sending_everything_is_momentum(nesterov: bool) -> None:
-    """With every value sent at every step, and the momentum kept, the sums are the steps of plain momentum."""
-    u, v, m = np.zeros(NUM, np.float32), np.zeros(NUM, np.float32), np.zeros(NUM)
-    for grads in gradients(6):
-        kept = grads.copy()
-        accumulate(u, v, grads, momentum=0.9, nesterov=nesterov)
-        assert np.array_equal(grads, kept)
-        m = 0.9 * m + grads
-        np.testing.assert_allclose(v, grads + 0.9 * m if nesterov else m, rtol=1e-5, atol=1e-6)
-        clear_sent(u, v, np.arange(NUM), masking=False)
-        assert not v.any()
+def test_it_goes_on_from_the_momentum_of_plain_sgd() -> None:
+    random = np.random.default_rng(2)
+    values = random.standard_normal(NUM).astype(np.float32)
+    expected, slots = values.copy(), {"momentum": random.standard_normal(NUM).astype(np.float32)}
+    slots_expected, own = {"momentum": slots["momentum"].copy()}, {RANK_MOMENTUM: np.zeros(NUM, np.float32)}
+    plain, corrected = make_optimizer(OptimizerConfig(name="sgd", momentum=MOMENTUM)), make_optimizer(CONFIG)
+    for step in range(1, 5):
+        grads = random.standard_normal(NUM).astype(np.float32)
+        plain.update(expected, grads, slots_expected, LR, 1.0, 0.01, step)
+        corrected.outgoing(grads, own, 1)
+        corrected.update(values, grads, slots, LR, 1.0, 0.01, step)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_waits_arrives_with_its_momentum() -> None:
-    """Values that were held back for three steps have moved by as much as plain momentum would have by then."""
-    u, v = np.zeros(NUM, np.float32), np.zeros(NUM, np.float32)
-    m, moved = np.zeros(NUM), np.zeros(NUM)
-    for grads in gradients(3):
-        accumulate(u, v, grads, momentum=0.5)
-        m = 0.5 * m + grads
+    """Values that feedback holds back for three steps then move by as much as with plain momentum."""
+    optimizer, own = make_optimizer(CONFIG), {RANK_MOMENTUM: np.zeros(NUM, np.float32)}
+    waiting, m, moved = np.zeros(NUM, np.float32), np.zeros(NUM), np.zeros(NUM)
+    for step in range(3):
+        grads = np.random.default_rng(step).standard_normal(NUM).astype(np.float32)
+        m = MOMENTUM * m + grads
         moved += m
-    np.testing.assert_allclose(v, moved, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("as_mask", [True, False])
-def test_what_was_sent_is_forgotten(as_mask: bool) -> None:
-    u, v = np.zeros(NUM, np.float32), np.zeros(NUM, np.float32)
-    accumulate(u, v, gradients(1)[0], momentum=0.9)
-    before = u.copy(), v.copy()
-    mask = np.abs(v) > 1.0
-    assert 0 < mask.sum() < NUM
-    clear_sent(u, v, mask if as_mask else np.flatnonzero(mask))
-    for now, then in zip((u, v), before, strict=True):
-        assert not now[mask].any()
-        assert np.array_equal(now[~mask], then[~mask])
-
-
-def test_the_share_falls_to_the_final_one() -> None:
-    shares = [density(step, 0.001, 100) for step in range(103)]
-    assert shares[0] == 0.25
-    assert shares[100:] == [0.001] * 3
-    assert all(a > b for a, b in pairwise(shares[:101]))
-    assert shares[50] == pytest.approx((0.25 * 0.001) ** 0.5)
-    paper = [density(step, 0.25**5, 4) for step in range(5)]
-    assert paper == pytest.approx([0.25, 0.0625, 0.015625, 0.00390625, 0.0009765625])
-    assert density(0, 0.01, 0) == 0.01
-    assert density(3, 0.5, 10) == 0.5  # more than a quarter: no warm-up
-
-
-def test_what_is_refused() -> None:
-    u, v, grads = (np.zeros(3, np.float32) for _ in range(3))
-    with pytest.raises(ValueError, match="momentum: expected"):
-        accumulate(u, v, grads, momentum=1.0)
-    with pytest.raises(ValueError, match=r"grads: expected contiguous float32 of shape \(3,\)"):
-        accumulate(u, v, grads[:2], momentum=0.5)
-    for final in (0.0, 1.5):
-        with pytest.raises(ValueError, match="final: expected a share"):
-            density(0, final, 10)
+        optimizer.outgoing(grads, own, 1)
+        waiting += grads
+    values = np.zeros(NUM, np.float32)
+    optimizer.update(values, waiting, {"momentum": np.zeros(NUM, np.float32)}, LR, 1.0, 0.0, 3)
+    np.testing.assert_allclose(values, -LR * moved, rtol=1e-5, atol=1e-6)
