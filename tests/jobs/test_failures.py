@@ -69,7 +69,7 @@ def test_killed_rank(train: Trainer, orphans: set[str], rank: int) -> None:
     assert job.summary["status"] == "running"
 
     done = max(int(path.name.removeprefix("step-")) for path in (job.folder / "checkpoints").glob("step-*"))
-    assert done >= 6
+    assert done >= 3  # that of step 6 may have been on its way
     resumed = train(4, *LONG, *grid("2x2x1"), "--train.steps", done + 4, folder=job.folder)
     assert f"resumed from step-{done:09d}" in resumed.stdout
     assert [record["step"] for record in resumed.steps] == list(range(1, done + 5))
